@@ -1,0 +1,100 @@
+"""Reads a YAML experiment into a checked `Config`, and says in one line what is wrong with it."""
+
+import difflib
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from config.schema import Config
+from errors import UserError
+
+__all__ = ["Config", "config_differences", "load_config", "parse_config"]
+
+
+def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+    """Reads `path` (YAML) and applies `overrides`, each `key=value` with dots for sections.
+
+    Raises UserError that names the file, the key and the nearest valid one.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(p) for p in Path("config").glob("**/*.yaml"))) or "none"
+        raise UserError(f"{path}: no such config. Those in config/: {known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
+    return parse_config(values, overrides, source=str(path))
+
+
+def parse_config(values: dict, overrides: list[str] = (), source: str = "config") -> Config:
+    """Checks a nested dict, such as the one inside a checkpoint. Raises UserError."""
+    for override in overrides:
+        values = _with_override(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{source}: {_explain(e)}" for e in error.errors())) from None
+
+
+def config_differences(ours: Config, theirs: Config, ignore: set[str] = frozenset()) -> list[str]:
+    """Lines `key: ours, theirs` for every value that differs; `ignore` names top-level keys."""
+    lines = []
+    for key, a in ours.model_dump().items():
+        b = theirs.model_dump()[key]
+        if key in ignore or a == b:
+            continue
+        if isinstance(a, dict):
+            keys = sorted(set(a) | set(b))
+            pairs = [(f"{key}.{k}", a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)]
+        else:
+            pairs = [(key, a, b)]
+        lines += [f"{name}: {x}, not {y}" for name, x, y in pairs]
+    return lines
+
+
+def _with_override(values: dict, override: str) -> dict:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected key=value, as in --set linear.timestep=21")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {' '.join(str(error).split())}") from None
+    *sections, last = key.split(".")
+    values = dict(values)
+    here = values
+    for section in sections:
+        here[section] = dict(here.get(section) or {})
+        here = here[section]
+    here[last] = value
+    return values
+
+
+def _explain(error: dict) -> str:
+    path = [part for part in error["loc"] if isinstance(part, str)]
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _keys_of(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key '{key}': {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message} (found {error['input']!r})"
+
+
+def _keys_of(path: list[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for name in path:
+        section = section.model_fields[name].annotation
+    return list(section.model_fields)

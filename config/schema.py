@@ -1,0 +1,116 @@
+"""The configuration: one pydantic model per section of the YAML, and the only place with defaults.
+
+The keys are those of the reference implementation (FutureXiang/ddae), so its files load as they
+are. An unknown key is an error (`extra="forbid"`); `config.load_config` words it for people.
+"""
+
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+NORM_GROUPS = 32  # groups of every norm inside a residual or attention block
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Diffusion(Section):
+    """The forward process of DDPM (Ho et al. 2020): betas linear from the first to the second."""
+
+    n_T: PositiveInt = 1000
+    betas: tuple[float, float] = (1e-4, 0.02)
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_order(cls, betas):
+        if not 0 < betas[0] < betas[1] < 1:
+            raise ValueError("betas must satisfy 0 < first < second < 1")
+        return betas
+
+
+class Network(Section):
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)  # C, H, W
+    n_channels: PositiveInt = 64
+    ch_mults: tuple[PositiveInt, ...] = (1, 2, 2, 2)  # one per resolution, from the top
+    is_attn: tuple[bool, ...] = (False, False, False, False)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    n_blocks: PositiveInt = 1
+    use_res_for_updown: bool = False
+    augment_dim: NonNegativeInt = 0
+    attn_channels_per_head: PositiveInt | None = None  # None: one head over all channels
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if not self.ch_mults:
+            raise ValueError("ch_mults must name at least one resolution")
+        if len(self.ch_mults) != len(self.is_attn):
+            raise ValueError(
+                f"ch_mults has {len(self.ch_mults)} entries and is_attn {len(self.is_attn)}: "
+                "give one of each per resolution"
+            )
+        if self.n_channels % NORM_GROUPS:
+            raise ValueError(
+                f"n_channels {self.n_channels} is not divisible by the {NORM_GROUPS} groups of "
+                f"the group norms: take a multiple of {NORM_GROUPS}"
+            )
+        factor = 2 ** (len(self.ch_mults) - 1)
+        _, height, width = self.image_shape
+        if height % factor or width % factor:
+            raise ValueError(
+                f"image_shape {height}x{width} cannot be halved {len(self.ch_mults) - 1} times: "
+                f"use multiples of {factor}, or fewer ch_mults"
+            )
+        head = self.attn_channels_per_head
+        if head and any(self.n_channels * mult % head for mult in self.ch_mults):
+            raise ValueError(f"attn_channels_per_head {head} does not divide every level's width")
+        return self
+
+
+class Linear(Section):
+    """The linear probe: which features, and how the heads are fitted."""
+
+    n_epoch: PositiveInt = 15
+    batch_size: PositiveInt = 128
+    lrate: PositiveFloat = 1e-3
+    timestep: PositiveInt = 21
+    blockname: str = "out_2"
+
+
+class Config(Section):
+    dataset: str = "cifar10"
+    classes: PositiveInt = 10
+    model_type: Literal["DDPM"] = "DDPM"
+    net_type: Literal["UNet"] = "UNet"
+    diffusion: Diffusion = Diffusion()
+    network: Network = Network()
+
+    n_epoch: PositiveInt = 60
+    batch_size: PositiveInt = 64
+    lrate: PositiveFloat = 1e-4
+    warm_epoch: NonNegativeInt = 13
+    load_epoch: int = Field(-1, ge=-1)  # start from model_<load_epoch>.pth; -1: do not
+    flip: bool = True
+    ema: float = Field(0.9999, ge=0, lt=1)
+    grad_clip: PositiveFloat = 1.0
+    optim: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    optim_args: dict[str, Any] = {}
+    seed: NonNegativeInt = 0
+
+    n_sample: PositiveInt = 30  # images in the grid drawn during training
+    sample_every: PositiveInt = 5  # epochs between grids and test losses
+    save_every: PositiveInt = 10  # epochs between model_<epoch>.pth
+    save_dir: str = "ddae_output"
+    save_model: bool = True  # False: keep only latest.pth and best.pth
+
+    linear: Linear = Linear()

@@ -1,0 +1,126 @@
+"""The pieces of the UNet: time embedding, residual block, attention, resampling.
+
+Module names are those of the reference implementation, so its weights load here.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from config.schema import NORM_GROUPS
+
+
+class TimeEmbedding(nn.Module):
+    """c_noise: (N,) -> (N, 4 * n_channels): sinusoids, then two linears with SiLU between."""
+
+    def __init__(self, n_channels: int, augment_dim: int = 0):
+        super().__init__()
+        self.width = 4 * n_channels
+        self.lin1 = nn.Linear(self.width // 4, self.width)
+        self.lin2 = nn.Linear(self.width, self.width)
+        if augment_dim:
+            self.aug_emb = nn.Linear(augment_dim, self.width // 4, bias=False)
+        half = self.width // 8
+        freqs = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
+        self.register_buffer("freqs", freqs, persistent=False)
+
+    def forward(self, c_noise: Tensor, augment: Tensor | None = None) -> Tensor:
+        angles = c_noise[:, None] * self.freqs
+        emb = torch.cat((angles.sin(), angles.cos()), dim=1)
+        if augment is not None:
+            emb = emb + self.aug_emb(augment)
+        return self.lin2(F.silu(self.lin1(emb)))
+
+
+class ResidualBlock(nn.Module):
+    """x: (N, in, H, W), emb: (N, emb) -> (N, out, H', W').
+
+    `resample` is None, "down" or "up": both paths are average-pooled 2x2, or upsampled to
+    nearest, after the first activation (DDPM++).
+    """
+
+    def __init__(self, in_ch: int, out_ch: int, emb_ch: int, dropout: float, resample=None):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, in_ch)
+        self.conv1 = nn.Conv2d(in_ch, out_ch, 3, padding=1)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, out_ch)
+        self.conv2 = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(out_ch, out_ch, 3, padding=1))
+        self.shortcut = nn.Conv2d(in_ch, out_ch, 1) if in_ch != out_ch else nn.Identity()
+        self.time_emb = nn.Sequential(nn.SiLU(), nn.Linear(emb_ch, out_ch))
+        self.resample = {None: nn.Identity(), "down": nn.AvgPool2d(2), "up": nn.Upsample(None, 2)}[
+            resample
+        ]
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(self.resample(F.silu(self.norm1(x))))
+        h = h + self.time_emb(emb)[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + self.shortcut(self.resample(x))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of x: (N, C, H, W), with a residual connection."""
+
+    def __init__(self, channels: int, channels_per_head: int | None = None):
+        super().__init__()
+        self.n_heads = channels // (channels_per_head or channels)
+        self.norm = nn.GroupNorm(NORM_GROUPS, channels)
+        self.projection = nn.Linear(channels, 3 * channels)
+        self.output = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (N, H*W, C)
+        qkv = self.projection(pixels).view(n, height * width, self.n_heads, -1).transpose(1, 2)
+        h = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1))  # (N, heads, H*W, C/heads)
+        h = self.output(h.transpose(1, 2).reshape(n, height * width, c))
+        return x + h.transpose(1, 2).view(n, c, height, width)
+
+
+class Block(nn.Module):
+    """A residual block, and attention after it where asked for."""
+
+    def __init__(self, in_ch, out_ch, emb_ch, dropout, attend: bool, channels_per_head=None):
+        super().__init__()
+        self.res = ResidualBlock(in_ch, out_ch, emb_ch, dropout)
+        self.attn = AttentionBlock(out_ch, channels_per_head) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.attn(self.res(x, emb))
+
+
+class MiddleBlock(nn.Module):
+    def __init__(self, channels, emb_ch, dropout, channels_per_head=None):
+        super().__init__()
+        self.res1 = ResidualBlock(channels, channels, emb_ch, dropout)
+        self.attn = AttentionBlock(channels, channels_per_head)
+        self.res2 = ResidualBlock(channels, channels, emb_ch, dropout)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.res2(self.attn(self.res1(x, emb)), emb)
+
+
+class ConvResample(nn.Module):
+    """Halves by a strided convolution, or doubles by nearest neighbours and a convolution."""
+
+    def __init__(self, channels: int, direction: str):
+        super().__init__()
+        stride = 2 if direction == "down" else 1
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+        self.upsample = nn.Upsample(None, 2) if direction == "up" else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(self.upsample(x))
+
+
+class ResidualResample(nn.Module):
+    """Halves or doubles by a residual block (DDPM++)."""
+
+    def __init__(self, channels: int, emb_ch: int, dropout: float, direction: str):
+        super().__init__()
+        self.op = ResidualBlock(channels, channels, emb_ch, dropout, resample=direction)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.op(x, emb)

@@ -1,0 +1,96 @@
+"""The denoiser D(x, sigma, y) -> x0: all that a sampler, a probe or a classifier sees.
+
+Noise is a standard deviation: x = x0 + sigma * n, with x0 in [-1, 1] and n ~ N(0, I).
+A process (DDPM, EDM) is a schedule and the coefficients of Karras et al. 2022
+(arXiv 2206.00364), eq. 7: D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class Denoiser(nn.Module, ABC):
+    """Base of the processes. `net` is F: (c_in * x, c_noise, blocks=None) -> Tensor or features.
+
+    The abstract methods take a tensor and return one of the same shape.
+    """
+
+    default_mode: ClassVar[str]  # the sampler of sample.py, by its name in model/samplers.py
+    default_steps: ClassVar[int]
+    probe_timesteps: ClassVar[tuple[int, ...]]  # the grid of the linear probe
+
+    n_T: int  # timesteps that people type run from 1 (almost clean) to n_T (almost pure noise)
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise level of the timesteps t in 1..n_T (integers)."""
+
+    @abstractmethod
+    def sampling_timesteps(self, steps: int) -> list[int]:
+        """The reference's timesteps for `steps` sampling steps, ascending."""
+
+    @abstractmethod
+    def training_sigma(self, u: Tensor) -> Tensor:
+        """The training distribution of sigma as a function of u, uniform in [0, 1).
+
+        Increasing, so that equal buckets of u are equal buckets of the noise level.
+        """
+
+    @abstractmethod
+    def c_in(self, sigma: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def c_skip(self, sigma: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def c_out(self, sigma: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def c_noise(self, sigma: Tensor) -> Tensor: ...
+
+    @property
+    def block_names(self) -> list[str]:
+        return self.net.block_names
+
+    def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        """x: (N, C, H, W), sigma: (N,) -> the expected clean image, (N, C, H, W), unclipped."""
+        s = _per_image(sigma)
+        f = self.net(self.c_in(s) * x, self.c_noise(sigma))
+        return self.c_skip(s) * x + self.c_out(s) * f
+
+    def loss(self, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of the network output per image: (N,), before any weighting.
+
+        x0: (N, C, H, W) in [-1, 1], sigma: (N,), noise: like x0, standard normal. For eps
+        prediction this is DDPM's L_simple (Ho et al. 2020, eq. 14).
+        """
+        s = _per_image(sigma)
+        x = x0 + s * noise
+        f = self.net(self.c_in(s) * x, self.c_noise(sigma))
+        target = (x0 - self.c_skip(s) * x) / self.c_out(s)
+        return (f.float() - target).square().mean(dim=(1, 2, 3))
+
+    def features(
+        self, x0: Tensor, t: int, noise: Tensor, blocks: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Spatial means of the named decoder blocks on x0 + sigma_t * noise: {name: (N, C)}.
+
+        x0, noise: (N, C, H, W). Raises ValueError for a block that the network does not have.
+        """
+        unknown = set(blocks) - set(self.block_names)
+        if unknown or not blocks:
+            raise ValueError(f"no block {sorted(unknown)}; there are {', '.join(self.block_names)}")
+        sigma = self.sigma(x0.new_full((len(x0),), t).long())
+        s = _per_image(sigma)
+        return self.net(self.c_in(s) * (x0 + s * noise), self.c_noise(sigma), blocks=blocks)
+
+
+def _per_image(sigma: Tensor) -> Tensor:
+    return sigma.view(-1, 1, 1, 1)

@@ -1,0 +1,116 @@
+"""Seeding, device and precision, logging."""
+
+import contextlib
+import hashlib
+import logging
+import sys
+
+import torch
+from torch import Tensor
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from errors import UserError
+
+log = logging.getLogger("tiny-ddae")
+
+# --- seeding: randomness is a function of the seed and the position, never of a stored state
+
+
+def derive_seed(*key: int | str) -> int:
+    """A 63-bit seed that depends on every part of `key`, such as (seed, "noise", step)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
+    """A generator on `device`, seeded by `derive_seed(*key)`."""
+    return torch.Generator(device=device).manual_seed(derive_seed(*key))
+
+
+def seed_everything(*key: int | str) -> None:
+    """Seeds PyTorch's global generators (all devices): initialisation and dropout read them."""
+    torch.manual_seed(derive_seed(*key))
+
+
+class ImageNoise:
+    """Standard normal noise that depends on the seed and each image's index alone.
+
+    Successive draws for one index form one stream, whatever batch the image is in.
+    """
+
+    def __init__(self, seed: int, indices: list[int], shape: tuple[int, ...], device):
+        self.generators = [generator("cpu", seed, "image", i) for i in indices]
+        self.shape, self.device = tuple(shape), device
+
+    def draw(self) -> Tensor:
+        """(N, *shape), float32, on the device."""
+        noise = [torch.randn(self.shape, generator=g) for g in self.generators]
+        return torch.stack(noise).to(self.device)
+
+
+# --- device and precision
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """`name`, or CUDA, else MPS, else the CPU. Raises UserError if that device is not there."""
+    if name is None:
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
+    return device
+
+
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of --use_amp: bfloat16 where the device truly has it, else float16 on GPUs.
+
+    None on a CPU without bfloat16 instructions, where lower precision would only be slower.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    return torch.float16
+
+
+def autocast(device: torch.device, use_amp: bool):
+    """A context for the forward pass: mixed precision if `use_amp` and the device has it."""
+    dtype = amp_dtype(device) if use_amp else None
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on a CUDA device, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows, where only the CUDA figure exists
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --- logging
+
+
+def setup_logging() -> None:
+    """Messages of `log` go to standard error, one line each, without breaking a progress bar."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def redirect_to_bar():
+    """A context in which messages of `log` are printed above a running tqdm bar."""
+    return logging_redirect_tqdm(loggers=[log])
