@@ -3,9 +3,11 @@
 import argparse
 import functools
 import sys
+from pathlib import Path
 
 import torch
 
+from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
 from errors import UserError
 from utils import setup_logging
@@ -73,3 +75,15 @@ def config_of(args: argparse.Namespace) -> Config:
     if args.config is None:
         raise UserError("no config: give --config config/DDPM_ddpm.yaml, or another one")
     return load_config(args.config, overrides_of(args))
+
+
+def model_of(args: argparse.Namespace, device: torch.device) -> TrainedModel:
+    """The trained model that the command line names, by --ckpt or by --config and --epoch.
+
+    Raises UserError.
+    """
+    if args.ckpt is None:
+        config = config_of(args)
+        return load_denoiser(find(config.save_dir, args.epoch), device, config)
+    config = None if args.config is None else config_of(args)
+    return load_denoiser(Path(args.ckpt), device, config, overrides_of(args))

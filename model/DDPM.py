@@ -39,8 +39,7 @@ class DDPM(Denoiser):
         return above + torch.log(sigma / low) / torch.log(high / low)
 
     def sampling_timesteps(self, steps: int) -> list[int]:
-        stride = self.n_T // steps
-        return [1 + i * stride for i in range(steps)]
+        return [1 + i * self.n_T // steps for i in range(steps)]
 
     def training_sigma(self, u: Tensor) -> Tensor:
         return self.sigma((u * self.n_T).long().clamp(max=self.n_T - 1) + 1)

@@ -1,5 +1,7 @@
 """The only map from a config's names to classes."""
 
+from torch import nn
+
 from config import Config
 from model.DDPM import DDPM
 from model.denoiser import Denoiser
@@ -9,10 +11,12 @@ PROCESSES = {"DDPM": DDPM}
 NETWORKS = {"UNet": UNet}
 
 
-def build_denoiser(config: Config) -> Denoiser:
-    """The denoiser that the config describes, with PyTorch's default initialisation, on the CPU.
+def build_denoiser(config: Config, net: nn.Module | None = None) -> Denoiser:
+    """The denoiser that the config describes, around `net` if one is given.
 
-    Seed the global generator first (`utils.seed_everything`) for repeatable weights.
+    A new network is on the CPU with PyTorch's default initialisation: seed the global generator
+    first (`utils.seed_everything`) for repeatable weights.
     """
-    net = NETWORKS[config.net_type](config.network)
+    if net is None:
+        net = NETWORKS[config.net_type](config.network)
     return PROCESSES[config.model_type](net, config.diffusion)

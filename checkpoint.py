@@ -1,0 +1,159 @@
+"""Atomic saving and checked loading; the only place that rebuilds a model from disk.
+
+A checkpoint is a dict of tensors and plain types, read with `weights_only=True`:
+    config, net and ema (state dicts of the network), epoch (the last one completed), step,
+    metrics, versions; `latest.pth` also holds `resume`, what training needs to go on.
+"""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import ema_pytorch
+import torch
+
+from config import Config, config_differences, parse_config
+from errors import UserError
+from model.denoiser import Denoiser
+from model.models import build_denoiser
+
+MODEL_KEYS = ("model_type", "net_type", "diffusion", "network")  # what decides the weights' meaning
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A denoiser in eval mode on its device, and where it came from."""
+
+    denoiser: Denoiser
+    config: Config
+    epoch: int
+    path: Path
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights: equal only for equal models."""
+        digest = hashlib.sha256()
+        for name, tensor in self.denoiser.net.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    return {"torch": str(torch.__version__), "ema_pytorch": _version(ema_pytorch)}
+
+
+def save(path: Path, state: dict) -> None:
+    """Writes `state` beside `path`, flushes it to the disk, then renames: all or nothing.
+
+    Raises UserError if the disk is full or not writable; what was at `path` stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: could not be saved ({error.strerror}); what was there before is untouched. "
+            "Free some space and run the same command again"
+        ) from error
+
+
+def load(path: Path) -> dict:
+    """Reads a checkpoint onto the CPU. Raises UserError if it is missing, damaged or foreign."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint. {_those_in(path.parent)}") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused: it is not a plain checkpoint and could run code when read"
+        ) from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or truncated checkpoint ({reason})") from None
+    if not isinstance(state, dict) or not {"config", "ema", "net", "epoch"} <= set(state):
+        raise UserError(f"{path}: not a checkpoint of this project (it has no config and weights)")
+    return state
+
+
+def find(save_dir: str | Path, epoch: int = -1) -> Path:
+    """The path of model_<epoch>.pth; -1 is the newest. Raises UserError that lists those there."""
+    folder = Path(save_dir) / "ckpts"
+    if epoch >= 0:
+        path = folder / f"model_{epoch}.pth"
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint. {_those_in(folder)}")
+        return path
+    epochs = saved_epochs(save_dir)
+    if not epochs:
+        raise UserError(f"no model_<epoch>.pth in {folder}. {_those_in(folder)}")
+    return folder / f"model_{epochs[-1]}.pth"
+
+
+def saved_epochs(save_dir: str | Path) -> list[int]:
+    """The epochs of the model_<epoch>.pth in a run's folder, ascending."""
+    paths = (Path(save_dir) / "ckpts").glob("model_*.pth")
+    matches = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in paths)
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def load_denoiser(
+    path: Path, device: torch.device, config: Config | None = None, overrides: list[str] = ()
+) -> TrainedModel:
+    """The EMA denoiser of a checkpoint. Without `config` the one inside it holds, overridden.
+
+    Raises UserError if `config` describes another network or process than the checkpoint.
+    """
+    state = load(path)
+    inside = parse_config(state["config"], source=str(path))
+    if config is None:
+        config = parse_config(state["config"], overrides, source=str(path))
+    others = set(Config.model_fields) - set(MODEL_KEYS)
+    differences = config_differences(config, inside, ignore=others)
+    if differences:
+        raise UserError(
+            f"{path}: is of another network than the config asks for:\n  "
+            + "\n  ".join(differences)
+            + "\nuse the config it was trained with, or --ckpt alone"
+        )
+    denoiser = build_denoiser(config)
+    try:
+        denoiser.net.load_state_dict(state["ema"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{path}: its weights do not fit its own config ({reason})") from None
+    denoiser.to(device).eval().requires_grad_(False)
+    return TrainedModel(denoiser, config, int(state["epoch"]), Path(path))
+
+
+def _those_in(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("*.pth"))
+    return f"There are: {', '.join(names)}" if names else f"{folder} holds none: run train.py first"
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows cannot open a folder; there the rename is durable enough
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _version(module) -> str:
+    from importlib.metadata import version
+
+    return version(module.__name__)
