@@ -1,0 +1,141 @@
+"""A dataset by its name -> uint8 arrays."""
+
+import difflib
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import Config
+from errors import UserError
+from image_files import list_files, read_images, subfolders
+from utils import log
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """All images of one split."""
+
+    name: str
+    split: str  # "train" or "test"
+    images: np.ndarray  # (N, C, H, W) uint8; may be a read-only memory map
+    labels: np.ndarray  # (N,) int64, in 0 .. len(class_names) - 1
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """A short hash of every pixel and label: the key of statistics kept on disk."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of the table of datasets."""
+
+    shape: tuple[int, int, int] | None  # C, H, W; None: any, the files are resized
+    aliases: tuple[str, ...] = ()
+
+
+SOURCES = {
+    "cifar10": Source((3, 32, 32), ("cifar",)),
+    "folder": Source(None),
+}
+
+
+def load_dataset(
+    config: Config, data_dir: str | Path, split: str, skip_bad_images: bool = False
+) -> Dataset:
+    """The `split` ("train" or "test") of `config.dataset`, from `data_dir`.
+
+    Class folders `<data_dir>/<name>/{train,test}/<class>/*` win where they are; otherwise the
+    official files, downloaded where they can be. Raises UserError for a name, shape or number of
+    classes that does not fit, for files that are not there, and, unless `skip_bad_images`, for
+    image files that cannot be read.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}: expected one of {SPLITS}")
+    name = canonical_name(config.dataset)
+    shape = _checked_shape(name, config.network.image_shape)
+    root = Path(data_dir) / name
+    images, labels, class_names = _read_class_folders(root, split, shape, skip_bad_images)
+    _check_classes(name, class_names, config.classes)
+    return Dataset(name, split, images, labels, class_names)
+
+
+def canonical_name(name: str) -> str:
+    """The name in the table for a name or an alias. Raises UserError with the nearest name."""
+    names = {alias: key for key, source in SOURCES.items() for alias in (key, *source.aliases)}
+    if name in names:
+        return names[name]
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(SOURCES)}"
+    raise UserError(f"dataset: no dataset '{name}': {hint}")
+
+
+def _checked_shape(name: str, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    fixed = SOURCES[name].shape
+    if fixed and tuple(shape) != fixed:
+        raise UserError(
+            f"network.image_shape is {list(shape)}, but the images of {name} are {list(fixed)}: "
+            f"set network.image_shape to {list(fixed)}"
+        )
+    return tuple(shape)
+
+
+def _check_classes(name: str, class_names: list[str], expected: int) -> None:
+    found = len(class_names)
+    if found > expected:
+        raise UserError(f"{name} has {found} classes, but classes is {expected}: set it to {found}")
+    if found < expected:
+        _note_once(f"{name}: {found} classes here, of the {expected} that the config names")
+
+
+@functools.cache
+def _note_once(text: str) -> None:
+    log.info(text)
+
+
+def _read_class_folders(root: Path, split: str, shape, skip_bad_images: bool):
+    """-> images, labels, class_names of `root/<split>/<class>/*`; classes in alphabetical order."""
+    class_names = _class_names(root)
+    files, labels = [], []
+    for label, class_name in enumerate(class_names):
+        found = list_files(root / split / class_name)
+        if not found:
+            raise UserError(f"{root / split / class_name}: no images: fill or remove this class")
+        files += found
+        labels += [label] * len(found)
+    images, kept = read_images(root, split, files, shape, skip_bad_images)
+    labels = np.array(labels, dtype=np.int64)[kept]
+    counts = np.bincount(labels, minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if empty:
+        raise UserError(f"{root / split}: no readable image of {', '.join(empty)}")
+    return images, labels, class_names
+
+
+def _class_names(root: Path) -> list[str]:
+    """The class folders, which train and test must share."""
+    names = {}
+    for split in SPLITS:
+        folder = root / split
+        names[split] = subfolders(folder) if folder.is_dir() else []
+        if not names[split]:
+            raise UserError(f"{folder}: no class folders: expected {folder}/<class>/<image files>")
+    for split, other in (SPLITS, SPLITS[::-1]):
+        extra = sorted(set(names[split]) - set(names[other]))
+        if extra:
+            raise UserError(
+                f"{root / split}: {', '.join(extra[:5])}: not among the class folders of {other}: "
+                "train and test must have the same classes"
+            )
+    return names["train"]
