@@ -1,0 +1,25 @@
+"""How well a denoiser denoises: the loss on images it was not trained on, at fixed noise."""
+
+import torch
+
+from batches import Batches
+from model.denoiser import Denoiser
+from utils import autocast, generator
+
+CHUNK = 250  # images per forward; the noise is drawn per chunk, so it is part of the definition
+
+
+@torch.no_grad()
+def held_out_loss(denoiser: Denoiser, data, device: torch.device, use_amp: bool = False) -> float:
+    """Mean training loss over `data` (a Dataset), at noise levels and noise that never change."""
+    chunks = Batches(data.images, data.labels, CHUNK, device)
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(chunks.steps_per_epoch):
+        x0, _ = chunks[i]
+        draw = generator("cpu", "held-out loss", i)
+        u = torch.rand(len(x0), generator=draw).to(device)
+        noise = torch.randn(x0.shape, generator=draw).to(device)
+        with autocast(device, use_amp):
+            loss = denoiser.loss(x0, denoiser.training_sigma(u), noise)
+        total += loss.sum().cpu()
+    return float(total) / chunks.n_images

@@ -1,0 +1,51 @@
+"""A run's log: TensorBoard, and `metrics.jsonl` with one JSON object per line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """Appends to <save_dir>/metrics.jsonl and <save_dir>/tensorboard from step `start_step` on.
+
+    Lines of steps past the start are dropped: they belong to work that was lost and is done again.
+    """
+
+    def __init__(self, save_dir: Path, start_step: int):
+        save_dir.mkdir(parents=True, exist_ok=True)
+        self.path = save_dir / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self.file = self.path.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(save_dir / "tensorboard"), purge_step=start_step + 1)
+
+    def _lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+
+    def write(self, kind: str, step: int, values: dict) -> None:
+        """One line {"kind": kind, "step": step, **values}; numbers and lists also go to
+        TensorBoard, as `kind/name`."""
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            if isinstance(value, list):
+                for i, entry in enumerate(value):
+                    if entry is not None:
+                        self.board.add_scalar(f"{kind}/{name}_{i}", entry, step)
+            elif isinstance(value, int | float):
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def image(self, name: str, step: int, image: np.ndarray) -> None:
+        """image: (C, H, W) uint8."""
+        self.board.add_image(name, image, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()

@@ -1,0 +1,115 @@
+"""Pre-trains a denoiser without labels, as a YAML config describes."""
+
+import argparse
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import checkpoint
+from cli import config_of, job, job_parser
+from config import Config, config_differences, parse_config
+from datasets import load_dataset
+from errors import UserError
+from training import Trainer
+from utils import autocast, log, peak_memory_bytes, pick_device
+
+FREE_KEYS = {"n_epoch", "sample_every", "save_every", "n_sample", "save_model", "load_epoch",
+             "save_dir", "linear"}  # fmt: skip
+DRY_STEPS = 5
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__, checkpoint=False)
+    parser.add_argument("--restart", action="store_true", help="start anew over an earlier run")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print size, memory and expected time, train nothing"
+    )
+    parser.add_argument(
+        "--skip_bad_images", action="store_true", help="train without the images that do not open"
+    )
+    return parser.parse_args(argv)
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    config = config_of(args)
+    device = pick_device(args.device)
+    train, test = (
+        load_dataset(config, args.data_dir, split, args.skip_bad_images)
+        for split in ("train", "test")
+    )
+    trainer = Trainer(config, train, test, device, args.use_amp)
+    if args.dry_run:
+        dry_run(trainer)
+        return 0
+    position(trainer, args.restart)
+    if trainer.step >= trainer.total_steps:
+        log.info("nothing to do: %s is at the last epoch already", trainer.latest_path)
+        return 0
+    trainer.run()
+    if trainer.stop_signal:
+        log.info(
+            "stopped at step %d of %d and saved %s; the same command goes on from there",
+            trainer.step, trainer.total_steps, trainer.latest_path,
+        )  # fmt: skip
+        return 128 + trainer.stop_signal
+    log.info("done: checkpoints, samples and metrics.jsonl are in %s", config.save_dir)
+    return 0
+
+
+def position(trainer: Trainer, restart: bool) -> None:
+    """Puts the trainer where an earlier run stopped. Raises UserError if that was another run."""
+    config, path = trainer.config, trainer.latest_path
+    if restart:
+        path.unlink(missing_ok=True)
+    if path.exists():
+        state = checkpoint.load(path)
+        refuse_another_config(config, state, path)
+        trainer.resume(state)
+        log.info("going on from step %d of %d in %s", trainer.step, trainer.total_steps, path)
+    elif config.load_epoch >= 0:
+        start = checkpoint.find(config.save_dir, config.load_epoch)
+        trainer.start_from(checkpoint.load(start))
+        log.info("starting from the weights of %s, with a new optimizer", start)
+
+
+def refuse_another_config(config: Config, state: dict, path) -> None:
+    inside = parse_config(state["config"], source=str(path))
+    differences = config_differences(config, inside, ignore=FREE_KEYS)
+    if differences:
+        raise UserError(
+            f"{path} is of a run with another config:\n  "
+            + "\n  ".join(differences)
+            + "\nput these back, choose another save_dir, or start anew with --restart"
+        )
+
+
+def dry_run(trainer: Trainer) -> None:
+    """Prints what a run would cost, from a few real steps on this device."""
+    config, device = trainer.config, trainer.device
+    n_params = sum(p.numel() for p in trainer.denoiser.parameters())
+    x0, _ = trainer.batches[0]
+    sigma = trainer.denoiser.training_sigma(torch.rand(1, device=device))
+    with FlopCounterMode(display=False) as flops, autocast(device, trainer.use_amp):
+        trainer.denoiser.eval()(x0[:1], sigma)
+    trainer.denoiser.train()
+    trainer.train_step()  # warms up
+    started = time.monotonic()
+    for _ in range(DRY_STEPS):
+        trainer.train_step()
+    float(trainer.window.sums["loss"])  # waits for the device
+    per_step = (time.monotonic() - started) / DRY_STEPS
+    hours = per_step * trainer.total_steps / 3600
+    print(f"parameters        {n_params:,}")
+    print(f"FLOPs per image   {flops.get_total_flops() / 1e9:.2f} G forward, about 3 times that "
+          "to train")  # fmt: skip
+    print(f"peak memory       {peak_memory_bytes(device) / 1e6:,.0f} MB on {device}")
+    print(f"speed             {config.batch_size / per_step:,.0f} images/s ({DRY_STEPS} steps)")
+    print(f"steps             {trainer.total_steps:,} in {config.n_epoch} epochs")
+    print(f"time expected     {hours:.1f} h, without test losses and samples")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

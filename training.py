@@ -1,0 +1,317 @@
+"""Training a denoiser: the step, what is measured, and what must survive a kill."""
+
+import math
+import signal
+import time
+from pathlib import Path
+
+import torch
+from ema_pytorch import EMA
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+import checkpoint
+from batches import Batches
+from config import Config
+from errors import UserError
+from evaluation.denoising import held_out_loss
+from evaluation.grids import save_image_grid
+from model.models import build_denoiser
+from runlog import RunLog
+from sampling import sample, sampler_settings
+from utils import (
+    amp_dtype,
+    autocast,
+    generator,
+    log,
+    peak_memory_bytes,
+    redirect_to_bar,
+    seed_everything,
+)
+
+BUCKETS = 10  # equal parts of the training distribution of the noise level
+LOG_EVERY = 50  # steps between reads of the device's counters
+SAVE_SECONDS = 600  # at most so long between two latest.pth
+MAX_BAD_IN_A_ROW = 10  # losses that are not finite, before the run ends
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """Linear warm-up over the first `warm_epoch` epochs, then constant."""
+    return config.lrate * min((epoch + 1) / max(config.warm_epoch, 1), 1)
+
+
+def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
+    """The config's optimizer, fused: one kernel, and it can skip a step without asking the host."""
+    try:
+        kind = getattr(torch.optim, config.optim)
+        return kind(parameters, lr=config.lrate, fused=True, **config.optim_args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim_args: {error}") from None
+
+
+class Window:
+    """Sums since the last log line, kept on the device; read once per LOG_EVERY steps."""
+
+    def __init__(self, device: torch.device):
+        zeros = torch.zeros
+        self.sums = {
+            "steps": zeros((), device=device),
+            "loss": zeros((), device=device),
+            "grad_norm": zeros((), device=device),
+            "skipped": zeros((), device=device),
+            "bad_in_a_row": zeros((), device=device),
+            "worst_in_a_row": zeros((), device=device),
+            "bucket_loss": zeros(BUCKETS, device=device),
+            "bucket_images": zeros(BUCKETS, device=device),
+        }
+
+    def add(self, per_image: Tensor, grad_norm: Tensor, u: Tensor, skipped: Tensor) -> None:
+        """per_image, u: (N,); a skipped step is counted, and left out of the other sums."""
+        sums = self.sums
+        finite = ~skipped
+        bad = skipped.float()
+        sums["steps"] += finite
+        sums["loss"] += torch.where(finite, per_image.mean(), 0)
+        sums["grad_norm"] += torch.where(finite, grad_norm, 0)
+        sums["skipped"] += bad
+        sums["bad_in_a_row"] += 1
+        sums["bad_in_a_row"] *= bad
+        torch.maximum(sums["worst_in_a_row"], sums["bad_in_a_row"], out=sums["worst_in_a_row"])
+        bucket = (u * BUCKETS).long()
+        per_image = torch.where(finite, per_image, 0)
+        sums["bucket_loss"].index_add_(0, bucket, per_image)
+        sums["bucket_images"].index_add_(0, bucket, finite.float().expand_as(per_image))
+
+    def read_and_reset(self) -> dict:
+        values = {name: total.tolist() for name, total in self.sums.items()}
+        for name, total in self.sums.items():
+            if name != "bad_in_a_row":  # a row of bad losses may cross the border of two windows
+                total.zero_()
+        return values
+
+
+class Trainer:
+    """Everything that a run holds: `step` counts optimizer steps done, across epochs."""
+
+    def __init__(self, config: Config, train, test, device: torch.device, use_amp: bool):
+        self.config, self.device, self.use_amp = config, device, use_amp
+        self.save_dir = Path(config.save_dir)
+        seed_everything(config.seed, "init")
+        self.denoiser = build_denoiser(config).to(device)
+        self.ema = EMA(
+            self.denoiser.net,
+            beta=config.ema,
+            update_after_step=0,
+            update_every=1,
+            use_foreach=True,
+            include_online_model=False,
+        )  # its counters stay on the host, so that an update reads nothing back from the device
+        self.ema_denoiser = build_denoiser(config, self.ema.ema_model).to(device).eval()
+        self.optimizer = build_optimizer(config, self.denoiser.parameters())
+        needs_scaler = use_amp and amp_dtype(device) == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=needs_scaler)
+        self.window = Window(device)
+        self.batches = Batches(
+            train.images, train.labels, config.batch_size, device, config.seed,
+            shuffle=True, flip=config.flip, drop_last=True,
+        )  # fmt: skip
+        if not self.batches.steps_per_epoch:
+            raise UserError(
+                f"batch_size {config.batch_size} is more than the {len(train)} training images"
+            )
+        self.test = test
+        self.step = 0
+        self.metrics = {"loss_average": None, "skipped": 0, "best_loss": None, "best_epoch": None}
+        self.stop_signal: int | None = None
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.n_epoch * self.batches.steps_per_epoch
+
+    # one step
+
+    def train_step(self) -> None:
+        """One optimizer step on batch number `self.step`; nothing is read back to the host."""
+        config = self.config
+        lr = learning_rate(config, self.step // self.batches.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        x0, _ = self.batches[self.step]
+        draw = generator(self.device, config.seed, "noise", self.step)
+        u = torch.rand(len(x0), generator=draw, device=self.device)
+        noise = torch.randn(x0.shape, generator=draw, device=self.device)
+        seed_everything(config.seed, "dropout", self.step)
+        with autocast(self.device, self.use_amp):
+            per_image = self.denoiser.loss(x0, self.denoiser.training_sigma(u), noise)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(per_image.mean()).backward()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = clip_grad_norm_(self.denoiser.parameters(), config.grad_clip)
+        if self.scaler.is_enabled():  # an overflow of the scaled gradients is no bad loss
+            skipped = ~per_image.isfinite().all()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:  # the fused optimizers skip a step whose `found_inf` is 1, as they do for a scaler
+            skipped = ~grad_norm.isfinite()
+            self.optimizer.found_inf = skipped.float()
+            self.optimizer.step()
+        self.ema.update()
+        self.window.add(per_image.detach(), grad_norm, u, skipped)
+        self.step += 1
+
+    # what survives
+
+    def state(self) -> dict:
+        """What evaluation needs: see `checkpoint`."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "net": self.denoiser.net.state_dict(),
+            "ema": self.ema.ema_model.state_dict(),
+            "epoch": self.step // self.batches.steps_per_epoch - 1,
+            "step": self.step,
+            "metrics": dict(self.metrics),
+            "versions": checkpoint.versions(),
+        }
+
+    def save_latest(self) -> None:
+        resume = {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema_step": int(self.ema.step),
+            "window": self.window.sums,
+        }
+        checkpoint.save(self.latest_path, {**self.state(), "resume": resume})
+        self.last_saved = time.monotonic()
+
+    @property
+    def latest_path(self) -> Path:
+        return self.save_dir / "ckpts" / "latest.pth"
+
+    def model_path(self, epoch: int) -> Path:
+        return self.save_dir / "ckpts" / f"model_{epoch}.pth"
+
+    def resume(self, state: dict) -> None:
+        """Goes on from the dict of a latest.pth, bit for bit."""
+        self.start_from(state)
+        resume = state["resume"]
+        self.optimizer.load_state_dict(resume["optimizer"])
+        self.scaler.load_state_dict(resume["scaler"])
+        self.ema.step.fill_(resume["ema_step"])
+        self.window.sums = {k: v.to(self.device) for k, v in resume["window"].items()}
+
+    def start_from(self, state: dict) -> None:
+        """Goes on from the weights and the position of a model_<epoch>.pth, with a new optimizer
+        (Adam's moments are only in latest.pth)."""
+        self.denoiser.net.load_state_dict(state["net"])
+        self.ema.ema_model.load_state_dict(state["ema"])
+        self.ema.initted.fill_(True)
+        self.step = state["step"]
+        self.ema.step.fill_(self.step)
+        self.metrics = dict(state["metrics"])
+
+    # the run
+
+    def run(self) -> None:
+        """Trains to the end of the last epoch, or until a signal. Raises UserError if the losses
+        stop being finite."""
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        run_log = RunLog(self.save_dir, self.step)
+        self.last_saved = time.monotonic()
+        try:
+            with redirect_to_bar():
+                self._run(run_log)
+        finally:
+            run_log.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number, frame) -> None:
+        self.stop_signal = number
+        log.info("%s: finishing this step, then saving", signal.Signals(number).name)
+
+    def _run(self, run_log: RunLog) -> None:
+        per_epoch = self.batches.steps_per_epoch
+        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", smoothing=0.05)
+        self.denoiser.train()
+        start, since = time.monotonic(), self.step
+        while self.step < self.total_steps and self.stop_signal is None:
+            self.train_step()
+            bar.update()
+            ends_epoch = self.step % per_epoch == 0
+            if ends_epoch or self.step % LOG_EVERY == 0:
+                values = self._read_window()
+                seconds = max(time.monotonic() - start, 1e-9)
+                values["images_per_s"] = (self.step - since) * self.config.batch_size / seconds
+                run_log.write("train", self.step, values)
+                bar.set_description(
+                    f"epoch {(self.step - 1) // per_epoch} loss {values['loss_average'] or 0:.4f}"
+                )
+                start, since = time.monotonic(), self.step
+            if ends_epoch:
+                self._end_epoch(run_log)
+                start = time.monotonic()
+            elif time.monotonic() - self.last_saved > SAVE_SECONDS:
+                self.save_latest()
+        if self.step % per_epoch:
+            self.save_latest()
+        bar.close()
+
+    def _read_window(self) -> dict:
+        sums = self.window.read_and_reset()
+        steps = sums["steps"]
+        if sums["worst_in_a_row"] >= MAX_BAD_IN_A_ROW:
+            raise UserError(
+                f"stopped at step {self.step}: {MAX_BAD_IN_A_ROW} losses in a row were not finite. "
+                f"{self.latest_path} is from before; lower lrate or grad_clip"
+                + (", or train without --use_amp" if self.use_amp else "")
+            )
+        loss = sums["loss"] / steps if steps else None
+        average = self.metrics["loss_average"]
+        if loss is not None:
+            weight = 0.99**steps
+            average = loss if average is None else weight * average + (1 - weight) * loss
+        self.metrics["loss_average"] = average
+        self.metrics["skipped"] += int(sums["skipped"])
+        buckets = zip(sums["bucket_loss"], sums["bucket_images"], strict=True)
+        return {
+            "epoch": (self.step - 1) // self.batches.steps_per_epoch,
+            "loss": loss,
+            "loss_average": average,
+            "loss_by_t": [total / n if n else None for total, n in buckets],
+            "grad_norm": sums["grad_norm"] / steps if steps else None,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "skipped": self.metrics["skipped"],
+            "peak_memory_mb": peak_memory_bytes(self.device) / 1e6,
+        }
+
+    def _end_epoch(self, run_log: RunLog) -> None:
+        """Measures and saves. latest.pth comes last: killed before, the epoch's end is redone."""
+        epoch = self.step // self.batches.steps_per_epoch - 1
+        last = epoch == self.config.n_epoch - 1
+        if last or (epoch + 1) % self.config.sample_every == 0:
+            self._measure(run_log, epoch)
+        if self.config.save_model and (last or (epoch + 1) % self.config.save_every == 0):
+            checkpoint.save(self.model_path(epoch), self.state())
+        self.save_latest()
+
+    def _measure(self, run_log: RunLog, epoch: int) -> None:
+        """The test loss and a grid of samples, both of the EMA weights."""
+        started = time.monotonic()
+        loss = held_out_loss(self.ema_denoiser, self.test, self.device, self.use_amp)
+        if self.metrics["best_loss"] is None or loss < self.metrics["best_loss"]:
+            self.metrics.update(best_loss=loss, best_epoch=epoch)
+            checkpoint.save(self.save_dir / "ckpts" / "best.pth", self.state())
+        run_log.write("test", self.step, {"epoch": epoch, "loss": loss})
+        samples = sample(
+            self.ema_denoiser, sampler_settings(self.ema_denoiser),
+            list(range(self.config.n_sample)), self.config.seed,
+            self.config.network.image_shape, self.use_amp,
+        )  # fmt: skip
+        columns = min(10, math.ceil(math.sqrt(len(samples))) * 2)
+        real = torch.from_numpy(self.test.images[:columns].copy())
+        path = self.save_dir / "samples" / f"epoch_{epoch}.png"
+        grid = save_image_grid(path, samples.cpu(), columns, real)
+        run_log.image("samples", self.step, grid)
+        seconds = time.monotonic() - started
+        log.info("epoch %d: test loss %.5f, samples in %s (%.0f s)", epoch, loss, path, seconds)
