@@ -1,0 +1,195 @@
+"""Scores samples against the training images: FID, and KID with --kid.
+
+python fid.py --config config/DDPM_ddpm.yaml --samples ddae_output/.../pngs
+python fid.py --config config/DDPM_ddpm.yaml --n 5000 --steps 50
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from checkpoint import TrainedModel
+from cli import config_of, job, job_parser, model_of
+from config import Config
+from datasets import Dataset, load_dataset
+from errors import UserError
+from evaluation.frechet import (
+    fit_gaussian,
+    frechet_distance,
+    kernel_distance,
+    reference_statistics,
+    score_name,
+    write_atomically,
+)
+from evaluation.image_sets import export_images, read_images
+from evaluation.inception import (
+    N_FEATURES,
+    WEIGHTS_SHA256,
+    find_weights,
+    inception_features,
+    load_inception,
+    weights_fingerprint,
+)
+from sampling import SamplerSettings, add_sampler_arguments, sample, sampler_settings
+from utils import log, pick_device
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser("Scores samples against all training images: FID, and KID with --kid.")
+    parser.add_argument("--samples", metavar="PATH", help="a folder of images, or an .npz of uint8")
+    parser.add_argument(
+        "--n", "--num_samples", "--num_images", type=int, metavar="N",
+        help="instead of --samples: draw N images from the trained model and score those",
+    )  # fmt: skip
+    parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
+    parser.add_argument(
+        "--inception", metavar="PATH", help="pytorch-fid's weights (default: downloaded once)"
+    )
+    parser.add_argument("--kid", action="store_true", help="KID too (100 subsets of 1,000 images)")
+    parser.add_argument(
+        "--export_reference", metavar="DIR", help="write the training images as PNGs to DIR"
+    )
+    add_sampler_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.samples is not None and args.n is not None:
+        raise UserError("--samples scores images that exist, --n draws new ones: give one of them")
+    if args.samples is None and args.n is None and args.export_reference is None:
+        raise UserError("nothing to score: give --samples FOLDER, or --n 5000 to draw images")
+    if args.n is not None and args.n < 2:
+        raise UserError(f"--n {args.n}: FID needs at least 2 images, and is steady from 5,000")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
+    return args
+
+
+@job
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    device = pick_device(args.device)
+    images = None if args.samples is None else read_images(args.samples)
+    if images is not None and len(images) < 2:
+        raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
+    config, model = experiment(args, device)
+    settings = model and sampler_settings(
+        model.denoiser, args.mode, args.steps, args.eta, not args.no_clip
+    )
+    train = load_dataset(config, args.data_dir, "train")
+    if args.export_reference is not None:
+        export_images(train.images, args.export_reference)
+        print(f"{len(train):,} images of {train.name} train written to {args.export_reference}")
+    if images is None and args.n is None:
+        return
+    weights = find_weights(args.inception)
+    inception = load_inception(weights, device)
+    started = time.perf_counter()
+    if images is None:
+        images = draw(model, settings, args.n, args.batch_size, args.use_amp)
+        origin = {
+            "checkpoint": str(model.path), "epoch": model.epoch, "model": model.fingerprint(),
+            "seed": config.seed, **asdict(settings),
+        }  # fmt: skip
+        folder = Path(config.save_dir)
+    else:
+        origin = {"samples": str(args.samples)}
+        folder = Path(args.samples).resolve().parent
+    warn(images, train)
+    scores = score(images, train, inception, weights, args, config.seed)
+    report({**scores, **origin, "seconds": time.perf_counter() - started}, folder / "fid.json")
+
+
+def experiment(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[Config, TrainedModel | None]:
+    """The config, and the model only where images are to be drawn or its config is the only one."""
+    if args.n is None and args.ckpt is None:
+        return config_of(args), None
+    model = model_of(args, device)
+    return model.config, model
+
+
+def draw(
+    model: TrainedModel, settings: SamplerSettings, n: int, batch_size: int, use_amp: bool
+) -> np.ndarray:
+    """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
+    shape = model.config.network.image_shape
+    images = np.empty((n, *shape), np.uint8)
+    with tqdm(total=n, desc=f"{settings.mode}, {settings.steps} steps", unit="image") as bar:
+        for start in range(0, n, batch_size):
+            indices = list(range(start, min(start + batch_size, n)))
+            batch = sample(model.denoiser, settings, indices, model.config.seed, shape, use_amp)
+            images[indices] = batch.cpu().numpy()
+            bar.update(len(indices))
+    return images
+
+
+def warn(images: np.ndarray, train: Dataset) -> None:
+    """Says what makes a score incomparable, though it can be computed."""
+    fewest = min(len(images), len(train))
+    if fewest < N_FEATURES:
+        log.warning(
+            f"{fewest:,} images are fewer than the {N_FEATURES:,} features, so their covariance is "
+            "rank-deficient: compare this FID only with others of as many images"
+        )
+    ours, theirs = (f"{a.shape[2]}x{a.shape[3]}" for a in (images, train.images))
+    if ours != theirs:
+        log.warning(f"the samples are {ours} and {train.name} is {theirs}: FID compares that too")
+
+
+def score(
+    images: np.ndarray, train: Dataset, inception: torch.nn.Module, weights: Path,
+    args: argparse.Namespace, seed: int,
+) -> dict:  # fmt: skip
+    """FID, and KID where asked for, with what they were measured on."""
+    fingerprint = weights_fingerprint(weights)
+    if fingerprint != WEIGHTS_SHA256:
+        log.warning(f"{weights} is not the published file: the score compares only with its own")
+
+    def features(pixels: np.ndarray, title: str) -> np.ndarray:
+        return inception_features(inception, pixels, args.batch_size, title)
+
+    key = f"{train.name}-{train.split}-{train.fingerprint()}-{fingerprint[:16]}"
+    reference, reference_features = reference_statistics(
+        Path(args.data_dir, ".fid", key), lambda: features(train.images, "reference"), args.kid
+    )
+    sampled = features(images, "samples")
+    scores = {
+        "name": score_name(len(images)),
+        "fid": frechet_distance(fit_gaussian(sampled), reference),
+        "images": len(images),
+        "reference": {"dataset": train.name, "split": train.split, "images": len(train)},
+        "inception": {"path": str(weights), "sha256": fingerprint},
+    }
+    if args.kid:
+        scores["kid"] = asdict(kernel_distance(sampled, reference_features, seed))
+    return scores
+
+
+def report(scores: dict, path: Path) -> None:
+    """Prints the scores and writes them to `path`."""
+    reference = scores["reference"]
+    print(
+        f"{scores['name']}: {scores['fid']:.3f}, {scores['images']:,} images against all "
+        f"{reference['images']:,} of {reference['dataset']} {reference['split']}"
+    )
+    if "kid" in scores:
+        kid = scores["kid"]
+        print(
+            f"KID: {kid['mean']:.5f} +- {kid['std']:.5f}, mean and standard deviation over "
+            f"{kid['subsets']} subsets of {kid['subset_size']:,} images"
+        )
+    text = json.dumps(scores, indent=2) + "\n"
+    try:
+        write_atomically(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror})") from None
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
