@@ -5,20 +5,19 @@ A checkpoint is a dict of tensors and plain types, read with `weights_only=True`
     metrics, versions; `latest.pth` also holds `resume`, what training needs to go on.
 """
 
-import contextlib
 import hashlib
-import os
 import pickle
 import re
 import zipfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import ema_pytorch
 import torch
 
 from config import Config, config_differences, parse_config
 from errors import UserError
+from files import replacing
 from model.denoiser import Denoiser
 from model.models import build_denoiser
 
@@ -44,7 +43,8 @@ class TrainedModel:
 
 
 def versions() -> dict[str, str]:
-    return {"torch": str(torch.__version__), "ema_pytorch": _version(ema_pytorch)}
+    """The versions of the libraries that decide the numbers, for checkpoints and results."""
+    return {name: version(name) for name in ("torch", "torchvision", "ema-pytorch")}
 
 
 def save(path: Path, state: dict) -> None:
@@ -52,22 +52,13 @@ def save(path: Path, state: dict) -> None:
 
     Raises UserError if the disk is full or not writable; what was at `path` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: could not be saved ({error.strerror}); what was there before is untouched. "
-            "Free some space and run the same command again"
-        ) from error
+        except RuntimeError as error:  # torch wraps what the disk said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(path: Path) -> dict:
@@ -141,19 +132,3 @@ def load_denoiser(
 def _those_in(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob("*.pth"))
     return f"There are: {', '.join(names)}" if names else f"{folder} holds none: run train.py first"
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # Windows cannot open a folder; there the rename is durable enough
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _version(module) -> str:
-    from importlib.metadata import version
-
-    return version(module.__name__)

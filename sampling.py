@@ -86,3 +86,8 @@ def sample(
 
     D = clipped(denoise) if settings.clip else denoise
     return to_uint8(row.sampler(D, sigmas[0] * noise.draw(), sigmas, noise.draw, **options))
+
+
+def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
+    """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
+    return sampler_settings(denoiser, args.mode, args.steps, args.eta, not args.no_clip)

@@ -1,0 +1,47 @@
+"""Writing files so that a kill at any moment leaves the old one or the new one, never a half."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to; it is flushed and renamed at the end.
+
+    Raises UserError if the disk is full or not writable; what was at `path` stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        if os.name == "posix":  # Windows cannot open a folder
+            _sync(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}); what was there before is "
+            "untouched. Free some space, or write elsewhere, and run the same command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, values: dict) -> None:
+    """Writes `values` as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
