@@ -1,0 +1,97 @@
+"""What several tests share: tiny configs, a tiny trained checkpoint, the reference's numbers."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+from config import Config, parse_config
+from model.models import build_denoiser
+from utils import seed_everything
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+TINY = {
+    "dataset": "digits",
+    "network": {
+        "image_shape": [1, 8, 8],
+        "n_channels": 32,
+        "ch_mults": [1, 2],
+        "is_attn": [False, False],
+    },
+    "n_epoch": 2,
+    "warm_epoch": 1,
+    "lrate": 1e-3,
+    "ema": 0.99,
+    "flip": False,
+    "n_sample": 4,
+    "sample_every": 1,
+    "save_every": 1,
+    "linear": {"n_epoch": 2, "timestep": 21, "blockname": "out_2"},
+}
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path) -> Path:
+    """A config of seconds on digits that writes below tmp_path."""
+    path = tmp_path / "tiny.yaml"  # JSON is YAML
+    path.write_text(json.dumps({**TINY, "save_dir": str(tmp_path / "run")}))
+    return path
+
+
+@pytest.fixture
+def tiny_config(tmp_path) -> Config:
+    return parse_config({**TINY, "save_dir": str(tmp_path / "run")})
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_config) -> Path:
+    """model_1.pth of an untrained tiny network, where the jobs look for it."""
+    seed_everything("tiny checkpoint")
+    weights = build_denoiser(tiny_config).net.state_dict()
+    path = Path(tiny_config.save_dir) / "ckpts" / "model_1.pth"
+    state = {
+        "config": tiny_config.model_dump(mode="json"),
+        "net": weights,
+        "ema": weights,
+        "epoch": 1,
+        "step": 44,
+        "metrics": {},
+        "versions": checkpoint.versions(),
+    }
+    checkpoint.save(path, state)
+    return path
+
+
+# --- the numbers of the reference implementation (../shared/reference/README.md)
+
+
+def standard_normal(name: str, shape) -> np.ndarray:
+    """The tensor that the reference's README makes from a name."""
+    draw = np.random.default_rng(zlib.crc32(name.encode()))
+    return draw.standard_normal(tuple(shape)).astype(np.float32)
+
+
+def reference_weight(name: str, shape) -> torch.Tensor:
+    z = standard_normal(name, shape)
+    if len(shape) > 1:
+        z = z / np.sqrt(np.prod(shape[1:]))
+    else:
+        z = 1 + 0.1 * z if "norm" in name and name.endswith("weight") else 0.1 * z
+    return torch.from_numpy(z.astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """(networks.json, values.npz); skips where they are absent."""
+    folder = SHARED / "reference"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not here")
+    networks = json.loads((folder / "networks.json").read_text())
+    with np.load(folder / "values.npz") as values:
+        return networks, dict(values)

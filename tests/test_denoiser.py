@@ -1,0 +1,95 @@
+"""The DDPM process in the coordinate sigma."""
+
+import pytest
+import torch
+from torch import nn
+
+from config.schema import Diffusion
+from model.DDPM import DDPM
+
+
+class OptimalEps(nn.Module):
+    """F for Gaussian data of standard deviation s: eps = (x - D) / sigma with
+    D = x s^2 / (s^2 + sigma^2)."""
+
+    block_names = ("out_1",)
+
+    def __init__(self, s: float):
+        super().__init__()
+        self.s = s
+        self.process: DDPM | None = None
+
+    def forward(self, x, c_noise, blocks=None):
+        t = (c_noise * 1000).round().long()
+        sigma = self.process.sigmas[t - 1].view(-1, 1, 1, 1)
+        x = x / self.process.c_in(sigma)
+        return x * sigma / (self.s**2 + sigma**2)
+
+
+def gaussian_denoiser(s: float) -> DDPM:
+    net = OptimalEps(s)
+    denoiser = DDPM(net, Diffusion())
+    object.__setattr__(net, "process", denoiser)  # not as a submodule: that would be a cycle
+    return denoiser
+
+
+def test_sigma_and_t_are_inverse_at_every_integer():
+    denoiser = gaussian_denoiser(1.0)
+    t = torch.arange(1, 1001)
+    assert torch.equal(denoiser.t(denoiser.sigma(t)), t.float())
+
+
+def test_t_is_linear_in_log_sigma_between_and_clamped_outside():
+    denoiser = gaussian_denoiser(1.0)
+    low, high = denoiser.sigmas[20], denoiser.sigmas[21]
+    middle = (low * high).sqrt()[None]
+    torch.testing.assert_close(denoiser.t(middle), torch.tensor([21.5]), rtol=0, atol=1e-3)
+    ends = denoiser.t(torch.tensor([1e-6, 1e6]))
+    assert ends.tolist() == [1.0, 1000.0]
+
+
+def test_forward_process_is_that_of_ddpm():
+    """c_in x = sqrt(abar) x0 + sqrt(1 - abar) eps, Ho et al. 2020, eq. 4."""
+    denoiser = gaussian_denoiser(1.0)
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    sigma = denoiser.sigma(torch.arange(1, 1001)).double()
+    torch.testing.assert_close(denoiser.c_in(sigma), abar.sqrt(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(denoiser.c_in(sigma) * sigma, (1 - abar).sqrt(), rtol=1e-6, atol=0)
+
+
+def test_training_sigma_takes_every_timestep_equally_often():
+    denoiser = gaussian_denoiser(1.0)
+    u = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
+    t = denoiser.t(denoiser.training_sigma(u)).round().long()
+    assert torch.equal(torch.bincount(t, minlength=1001)[1:], torch.full((1000,), 5))
+    assert denoiser.training_sigma(torch.tensor([1.0])) == denoiser.sigmas[-1]
+
+
+def test_optimal_network_gives_the_optimal_denoiser():
+    s = 0.5
+    denoiser = gaussian_denoiser(s)
+    sigma = denoiser.sigma(torch.tensor([1, 200, 500]))
+    x = torch.randn(3, 3, 4, 4) * (s**2 + sigma.view(-1, 1, 1, 1) ** 2).sqrt()
+    expected = x * s**2 / (s**2 + sigma.view(-1, 1, 1, 1) ** 2)
+    torch.testing.assert_close(denoiser(x, sigma), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_optimal_network_gives_the_optimal_loss():
+    """E (eps - E[eps | x])^2 = s^2 / (s^2 + sigma^2) for Gaussian data of standard deviation s."""
+    s = 0.5
+    denoiser = gaussian_denoiser(s)
+    draw = torch.Generator().manual_seed(0)
+    for t in (100, 400, 700):
+        x0 = s * torch.randn(64, 3, 32, 32, generator=draw)
+        noise = torch.randn(64, 3, 32, 32, generator=draw)
+        sigma = denoiser.sigma(torch.full((64,), t))
+        loss = denoiser.loss(x0, sigma, noise).mean()
+        expected = s**2 / (s**2 + sigma[0] ** 2)
+        torch.testing.assert_close(loss, expected, rtol=0.02, atol=0)
+
+
+def test_an_unknown_block_is_refused(tiny_config):
+    denoiser = gaussian_denoiser(1.0)
+    x = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(ValueError, match="there are out_1"):
+        denoiser.features(x, 21, x, ["out_9"])

@@ -1,0 +1,180 @@
+"""Samplers on data whose best denoiser is known, and against diffusers' schedulers."""
+
+import pytest
+import torch
+
+from config.schema import Diffusion
+from errors import UserError
+from model.DDPM import DDPM
+from model.samplers import MODES, beta_variance, clipped, ddim, posterior_variance, sigmas_of
+from sampling import sample, sampler_settings
+
+SHAPE = (8192, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def process() -> DDPM:
+    return DDPM(torch.nn.Linear(1, 1), Diffusion())
+
+
+def gaussian(s: float):
+    """The exact D for N(0, s^2)."""
+    return lambda x, sigma: x * s**2 / (s**2 + sigma.view(-1, 1, 1, 1) ** 2)
+
+
+def noise_source(seed: int):
+    draw = torch.Generator().manual_seed(seed)
+    return lambda: torch.randn(SHAPE, generator=draw, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("options", [
+    {"eta": 0.0},
+    {"eta": 0.5},
+    {"eta": 1.0},
+    {"eta": 1.0, "variance": beta_variance},
+])  # fmt: skip
+def test_sampler_returns_the_standard_deviation_of_the_data(process, options):
+    s = 0.5
+    sigmas = sigmas_of(process, list(range(1, 1001)))
+    noise = noise_source(0)
+    x = ddim(gaussian(s), sigmas[0] * noise(), sigmas, noise, **options)
+    assert x.std().item() == pytest.approx(s, rel=0.03)  # 8192 draws: standard error 0.8 %
+
+
+def test_deterministic_ddim_converges_at_first_order(process):
+    """The probability-flow ODE of a Gaussian maps x to x s / sqrt(s^2 + sigma^2)."""
+    s, top = 0.5, 10.0
+    x = torch.full((1, 1, 1, 1), 7.0, dtype=torch.float64)
+    exact = x.item() * s / (s**2 + top**2) ** 0.5
+
+    def error(steps: int) -> float:
+        sigmas = [*torch.logspace(1, -3, steps, dtype=torch.float64).tolist(), 0.0]
+        return abs(ddim(gaussian(s), x, sigmas, None).item() - exact)
+
+    assert 1.7 < error(100) / error(200) < 2.3
+    assert error(800) < 0.01 * exact + 1e-3
+
+
+def test_the_last_step_lands_on_x0(process):
+    x0 = torch.rand(SHAPE, dtype=torch.float64)
+    sigmas = sigmas_of(process, [1, 500, 1000])
+    result = ddim(lambda x, sigma: x0, 100 * torch.ones_like(x0), sigmas, noise_source(1), eta=1.0)
+    assert torch.equal(result, x0)
+
+
+def test_variances_are_those_of_the_paper(process):
+    """Ho et al. 2020: beta_t and its posterior form, divided by abar of the next step."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)
+    for t in (2, 50, 1000):
+        s, s_next = (((1 - abar[i]) / abar[i]).sqrt().item() for i in (t - 1, t - 2))
+        beta, ab, ab_next = (v.item() for v in (betas[t - 1], abar[t - 1], abar[t - 2]))
+        assert beta_variance(s, s_next) == pytest.approx(beta / ab_next, rel=1e-6)
+        posterior = beta * (1 - ab_next) / (1 - ab)
+        assert posterior_variance(s, s_next) == pytest.approx(posterior / ab_next, rel=1e-6)
+
+
+def test_default_timesteps_are_the_references(process):
+    assert process.sampling_timesteps(100) == list(range(1, 1000, 10))
+    assert process.sampling_timesteps(1000) == list(range(1, 1001))
+    uneven = process.sampling_timesteps(300)
+    assert uneven[0] == 1
+    assert uneven[-1] > 990
+    assert len(set(uneven)) == 300
+
+
+@pytest.fixture(scope="module")
+def eps_net():
+    """A fixed nonlinear eps(x_t, t), x_t in the variance-preserving coordinate."""
+    torch.manual_seed(0)
+    mix = torch.randn(16, 16, dtype=torch.float64) / 4
+
+    def eps(x, t):
+        return torch.tanh(x.flatten(1) @ mix + 0.001 * t).view_as(x)
+
+    return eps
+
+
+def as_denoiser(process, eps):
+    def D(x, sigma):
+        t = process.t(sigma)[0].item()
+        scale = (1 + sigma[0] ** 2) ** 0.5
+        return x - sigma[0] * eps(x / scale, t)
+
+    return D
+
+
+def vp_start(sigma: float):
+    draw = torch.Generator().manual_seed(3)
+    return torch.randn(2, 1, 4, 4, generator=draw, dtype=torch.float64)
+
+
+def test_ddim_equals_diffusers(process, eps_net):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
+        clip_sample=False, set_alpha_to_one=True, timestep_spacing="leading",
+    )  # fmt: skip
+    scheduler.set_timesteps(100)  # counts t from 0
+    x = vp_start(0)
+    for t in scheduler.timesteps:
+        x = scheduler.step(eps_net(x, t.item() + 1), t, x).prev_sample
+    sigmas = sigmas_of(process, process.sampling_timesteps(100))
+    start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
+    ours = ddim(as_denoiser(process, eps_net), start, sigmas, None)
+    torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize(("theirs", "variance"), [
+    ("fixed_large", beta_variance), ("fixed_small", posterior_variance),
+])  # fmt: skip
+def test_ddpm_equals_diffusers(process, eps_net, theirs, variance):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
+        clip_sample=False, variance_type=theirs,
+    )  # fmt: skip
+    x = vp_start(0)
+    draw = torch.Generator().manual_seed(7)
+    for t in range(999, -1, -1):
+        x = scheduler.step(eps_net(x, t + 1), t, x, generator=draw).prev_sample
+    draw = torch.Generator().manual_seed(7)
+    sigmas = sigmas_of(process, list(range(1, 1001)))
+    start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
+    ours = ddim(
+        as_denoiser(process, eps_net), start, sigmas, eta=1.0, variance=variance,
+        noise=lambda: torch.randn(x.shape, generator=draw, dtype=torch.float64),
+    )  # fmt: skip
+    torch.testing.assert_close(ours, x, rtol=2e-3, atol=2e-3)
+
+
+def test_clipping():
+    D = clipped(lambda x, sigma: 3 * x)
+    assert D(torch.tensor([-1.0, 0.2, 1.0]), None).tolist() == pytest.approx([-1, 0.6, 1])
+
+
+def test_every_mode_draws_images_that_depend_on_seed_and_index_alone(tiny_config):
+    from model.models import build_denoiser
+
+    torch.manual_seed(0)
+    denoiser = build_denoiser(tiny_config).eval()
+    shape = tiny_config.network.image_shape
+    for mode in MODES:
+        settings = sampler_settings(denoiser, mode, steps=5)
+        together = sample(denoiser, settings, [0, 1, 2, 3], 7, shape)
+        apart = torch.cat([sample(denoiser, settings, i, 7, shape) for i in ([3], [1, 2])])
+        difference = together[[3, 1, 2]].int() - apart.int()
+        assert difference.abs().max() <= 1, mode
+        other_seed = sample(denoiser, settings, [0, 1, 2, 3], 8, shape)
+        assert not torch.equal(together, other_seed)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"steps": 0}, "--steps 0"),
+    ({"steps": 1001}, "1 to 1000"),
+    ({"mode": "DDPM", "eta": 0.5}, "--eta"),
+    ({"eta": 1.5}, "--eta 1.5"),
+])  # fmt: skip
+def test_impossible_settings_are_refused(process, wrong, message):
+    with pytest.raises(UserError, match=message):
+        sampler_settings(process, **wrong)
