@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 
 import torch
-from torchvision.io import ImageReadMode, decode_image, write_png
 from tqdm import tqdm
 
 from checkpoint import TrainedModel, versions
 from cli import job, job_parser, model_of
 from errors import UserError
-from evaluation.grids import save_image_grid
-from files import replacing, write_json
+from evaluation.grids import load_png, save_image_grid, save_png
+from files import write_json
 from sampling import SamplerSettings, add_sampler_arguments, sample, settings_of
 from utils import log, peak_memory_bytes, pick_device
 
@@ -58,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": versions(),
     }
     write_json(folder / "samples.json", description)
-    shown = [decode_image(str(png(folder, i)), ImageReadMode.UNCHANGED)
-             for i in range(min(args.n, GRID_IMAGES))]  # fmt: skip
+    shown = [load_png(png(folder, i)) for i in range(min(args.n, GRID_IMAGES))]
     save_image_grid(folder / "grid.png", torch.stack(shown), math.ceil(math.sqrt(len(shown))))
     print(f"{args.n} images in {folder}/pngs, {len(missing)} of them drawn now ({seconds:.1f} s)")
     return 0
@@ -121,8 +119,7 @@ def draw(model, settings, missing: list[int], args, folder: Path, description: d
                 model.denoiser, settings, indices, model.config.seed, shape, args.use_amp
             )
             for i, image in zip(indices, images.cpu(), strict=True):
-                with replacing(png(folder, i)) as temporary:
-                    write_png(image, str(temporary))
+                save_png(png(folder, i), image)
             bar.update(len(indices))
     return time.monotonic() - started
 

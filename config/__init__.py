@@ -73,7 +73,10 @@ def _with_override(values: dict, override: str) -> dict:
     values = dict(values)
     here = values
     for section in sections:
-        here[section] = dict(here.get(section) or {})
+        inner = here.get(section) or {}
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {override}: {section} is a value, not a section")
+        here[section] = dict(inner)
         here = here[section]
     here[last] = value
     return values

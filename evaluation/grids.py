@@ -4,12 +4,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import write_png
 from torchvision.utils import make_grid
 
+from files import replacing
 
-def save_image_grid(path: Path, images: Tensor, columns: int, real: Tensor | None = None):
+
+def save_png(path: str | Path, image: Tensor) -> None:
+    """Writes image, (1 or 3, H, W) uint8 on the CPU, atomically."""
+    pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
+
+
+def load_png(path: str | Path) -> Tensor:
+    """The inverse of `save_png`."""
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def save_image_grid(
+    path: str | Path, images: Tensor, columns: int, real: Tensor | None = None
+) -> np.ndarray:
     """Writes images (N, C, H, W) uint8 in rows of `columns`, the last row from `real` if given.
 
     Returns the grid, (3, H', W') uint8. Small images are enlarged to at least 64 pixels.
@@ -21,6 +39,5 @@ def save_image_grid(path: Path, images: Tensor, columns: int, real: Tensor | Non
     grid = make_grid(torch.cat(rows), nrow=columns, padding=2, pad_value=255)
     zoom = max(1, 64 // images.shape[-1])
     grid = grid.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_png(grid, str(path))
-    return np.asarray(grid)
+    save_png(path, grid)
+    return grid.numpy()

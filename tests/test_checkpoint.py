@@ -1,0 +1,152 @@
+"""Saving is all or nothing, loading is checked."""
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+
+import checkpoint
+from config import parse_config
+from errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_round_trip(tiny_config, tiny_checkpoint):
+    model = checkpoint.load_denoiser(tiny_checkpoint, CPU)
+    saved = checkpoint.load(tiny_checkpoint)["ema"]
+    assert model.config == tiny_config
+    assert model.epoch == 1
+    assert not model.denoiser.training
+    for name, tensor in model.denoiser.net.state_dict().items():
+        assert torch.equal(tensor, saved[name])
+
+
+def test_find_takes_the_newest(tiny_config, tiny_checkpoint):
+    (tiny_checkpoint.parent / "model_10.pth").write_bytes(tiny_checkpoint.read_bytes())
+    assert checkpoint.find(tiny_config.save_dir).name == "model_10.pth"
+    assert checkpoint.find(tiny_config.save_dir, 1) == tiny_checkpoint
+
+
+def test_a_missing_checkpoint_lists_those_there_are(tiny_config, tiny_checkpoint):
+    with pytest.raises(UserError, match=r"model_7\.pth: no such checkpoint.*model_1\.pth"):
+        checkpoint.find(tiny_config.save_dir, 7)
+    with pytest.raises(UserError, match=r"run train\.py first"):
+        checkpoint.find(tiny_config.save_dir + "_other")
+
+
+def test_truncated(tiny_checkpoint):
+    data = tiny_checkpoint.read_bytes()
+    for size in (0, 10, len(data) // 2, len(data) - 1):
+        tiny_checkpoint.write_bytes(data[:size])
+        with pytest.raises(UserError, match="damaged or truncated"):
+            checkpoint.load(tiny_checkpoint)
+
+
+class RunsCode:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))])
+def test_a_pickle_that_runs_code_is_refused(tmp_path, write):
+    marker, path = tmp_path / "it_ran", tmp_path / "evil.pth"
+    write({"config": RunsCode(marker)}, path)
+    with pytest.raises(UserError, match="refused"):
+        checkpoint.load(path)
+    assert not marker.exists()
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    path = tmp_path / "foreign.pth"
+    torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match="not a checkpoint of this project"):
+        checkpoint.load(path)
+
+
+def test_another_network_lists_the_differences(tiny_config, tiny_checkpoint):
+    values = tiny_config.model_dump()
+    values["network"]["n_channels"] = 64
+    with pytest.raises(UserError, match=r"network\.n_channels: 64, not 32"):
+        checkpoint.load_denoiser(tiny_checkpoint, CPU, parse_config(values))
+
+
+def test_training_settings_may_differ(tiny_config, tiny_checkpoint):
+    values = {**tiny_config.model_dump(), "lrate": 0.5}
+    model = checkpoint.load_denoiser(tiny_checkpoint, CPU, parse_config(values))
+    assert model.config.lrate == 0.5
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tiny_checkpoint, monkeypatch):
+    before = tiny_checkpoint.read_bytes()
+    real_open = open
+
+    class FullDisk:
+        def __init__(self, file):
+            self.file, self.written = file, 0
+
+        def write(self, data):
+            self.written += len(data)
+            if self.written > 5000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+    monkeypatch.setattr(
+        checkpoint, "open", lambda *a, **k: FullDisk(real_open(*a, **k)), raising=False
+    )
+    with pytest.raises(UserError, match="No space left on device"):
+        checkpoint.save(tiny_checkpoint, {"big": torch.zeros(100_000)})
+    assert tiny_checkpoint.read_bytes() == before
+    assert [p.name for p in tiny_checkpoint.parent.iterdir()] == [tiny_checkpoint.name]
+
+
+SAVE_FOREVER = """
+import sys, torch, checkpoint
+from pathlib import Path
+for i in range(10**6):
+    checkpoint.save(Path(sys.argv[1]), {"i": i, "tensor": torch.full((1_000_000,), float(i))})
+    print(i, flush=True)
+"""
+
+
+def test_kill_at_any_moment_of_a_save(tmp_path):
+    path = tmp_path / "latest.pth"
+    for delay in (0.0, 0.003, 0.011, 0.02):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOREVER, str(path)],
+            stdout=subprocess.PIPE, cwd=ROOT, text=True,
+        )  # fmt: skip
+        for _ in range(3):
+            process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        state = torch.load(path, weights_only=True)
+        assert torch.equal(state["tensor"], torch.full((1_000_000,), float(state["i"])))
+
+
+def test_fingerprint_follows_the_weights(tiny_checkpoint):
+    state = checkpoint.load(tiny_checkpoint)
+    before = checkpoint.load_denoiser(tiny_checkpoint, CPU).fingerprint()
+    assert checkpoint.load_denoiser(tiny_checkpoint, CPU).fingerprint() == before
+    state["ema"]["final.bias"] += 1
+    checkpoint.save(tiny_checkpoint, state)
+    assert checkpoint.load_denoiser(tiny_checkpoint, CPU).fingerprint() != before

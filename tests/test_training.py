@@ -1,0 +1,250 @@
+"""Training: what a step does, and that a stopped run goes on as if nothing had happened."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from ema_pytorch import EMA
+
+import checkpoint
+import train
+from config import load_config, parse_config
+from datasets import Dataset
+from errors import UserError
+from training import Trainer, learning_rate
+
+CPU = torch.device("cpu")
+
+
+def dataset(n: int, seed: int = 0) -> Dataset:
+    draw = np.random.default_rng(seed)
+    images = draw.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
+    return Dataset("digits", "train", images, np.zeros(n, np.int64), ["0"])
+
+
+def trainer(config, use_amp=False) -> Trainer:
+    return Trainer(config, dataset(40), dataset(8, seed=1), CPU, use_amp)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return parse_config({**tiny_config.model_dump(), "batch_size": 8, "n_epoch": 3})
+
+
+def state_of(t: Trainer) -> dict:
+    return {
+        **{f"net.{k}": v for k, v in t.denoiser.net.state_dict().items()},
+        **{f"ema.{k}": v for k, v in t.ema.ema_model.state_dict().items()},
+        **{f"window.{k}": v for k, v in t.window.sums.items()},
+    }
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_warm_up(config):
+    config = parse_config({**config.model_dump(), "warm_epoch": 4, "lrate": 0.1})
+    rates = [learning_rate(config, epoch) for epoch in range(6)]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert learning_rate(parse_config({"warm_epoch": 0, "lrate": 0.1}), 0) == 0.1
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(config):
+    runs = []
+    for seed in (0, 0, 1):
+        t = trainer(parse_config({**config.model_dump(), "seed": seed}))
+        for _ in range(3):
+            t.train_step()
+        runs.append(state_of(t))
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["net.final.weight"], runs[2]["net.final.weight"])
+
+
+@pytest.mark.parametrize("use_amp", [False, True])
+def test_resumed_equals_uninterrupted_bit_for_bit(config, use_amp):
+    whole = trainer(config, use_amp)
+    for _ in range(9):
+        whole.train_step()
+    first = trainer(config, use_amp)
+    for _ in range(4):  # in the middle of an epoch of five steps
+        first.train_step()
+    first.save_latest()
+    second = trainer(config, use_amp)
+    second.resume(checkpoint.load(second.latest_path))
+    for _ in range(5):
+        second.train_step()
+    assert second.step == whole.step
+    assert_same(state_of(second), state_of(whole))
+    for mine, other in zip(
+        second.optimizer.state.values(), whole.optimizer.state.values(), strict=True
+    ):
+        assert_same(mine, other)
+
+
+def test_ema_is_that_of_ema_pytorch(config):
+    t = trainer(config)
+    theirs = EMA(t.denoiser.net, beta=config.ema, update_after_step=0, update_every=1)
+    for _ in range(5):
+        t.train_step()
+        theirs.update()
+    for a, b in zip(t.ema.ema_model.parameters(), theirs.ema_model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert t.ema.step.device.type == "cpu"
+
+
+def test_gradients_are_clipped(config):
+    t = trainer(parse_config({**config.model_dump(), "grad_clip": 1e-3}))
+    t.train_step()
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in t.denoiser.parameters()))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert t.window.sums["grad_norm"] > 1e-2
+
+
+def break_loss(t: Trainer):
+    real = t.denoiser.loss
+    t.denoiser.loss = lambda *args: real(*args) * float("nan")
+    return lambda: setattr(t.denoiser, "loss", real)
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(config):
+    t = trainer(config)
+    t.train_step()
+    before = {k: v.clone() for k, v in t.denoiser.net.state_dict().items()}
+    moments = [s["exp_avg"].clone() for s in t.optimizer.state.values()]
+    mend = break_loss(t)
+    t.train_step()
+    assert_same(before, t.denoiser.net.state_dict())
+    after = [s["exp_avg"] for s in t.optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    mend()
+    t.train_step()
+    values = t._read_window()
+    assert values["skipped"] == 1
+    assert math.isfinite(values["loss"])
+    assert all(p.isfinite().all() for p in t.denoiser.parameters())
+
+
+def test_ten_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(config):
+    t = trainer(parse_config({**config.model_dump(), "n_epoch": 10}))
+    t.train_step()
+    t.save_latest()
+    good = t.latest_path.read_bytes()
+    break_loss(t)
+    with pytest.raises(UserError, match="10 losses in a row were not finite"):
+        t.run()
+    assert t.latest_path.read_bytes() == good
+
+
+def test_the_loss_falls_on_real_digits(tiny_yaml):
+    assert train.main(["--config", str(tiny_yaml), "--device", "cpu"]) == 0
+    run = Path(load_config(tiny_yaml).save_dir)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    tests = [line["loss"] for line in lines if line["kind"] == "test"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert tests[1] < tests[0] < 1.1
+    assert len(lines[0]["loss_by_t"]) == 10
+    names = {p.name for p in (run / "ckpts").iterdir()}
+    assert names == {"model_0.pth", "model_1.pth", "best.pth", "latest.pth"}
+    assert "resume" not in checkpoint.load(run / "ckpts" / "model_1.pth")
+    assert (run / "samples" / "epoch_1.png").exists()
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_another_config_is_refused_with_the_differences(tiny_yaml, capsys):
+    common = ["--config", str(tiny_yaml), "--device", "cpu"]
+    train.main([*common, "--set", "n_epoch=1"])
+    with pytest.raises(SystemExit) as stop:
+        train.main([*common, "--set", "lrate=0.5"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "lrate: 0.5, not 0.001" in error
+    assert "--restart" in error
+    assert train.main([*common, "--set", "linear.timestep=3"]) == 0  # and n_epoch is 2 again
+    run = Path(load_config(tiny_yaml).save_dir)
+    assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 1
+    assert train.main([*common, "--set", "lrate=0.5", "--set", "n_epoch=1", "--restart"]) == 0
+    assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 0
+
+
+def test_load_epoch_starts_from_that_checkpoint(tiny_yaml):
+    common = ["--config", str(tiny_yaml), "--device", "cpu"]
+    train.main(common)
+    ckpts = Path(load_config(tiny_yaml).save_dir) / "ckpts"
+    (ckpts / "latest.pth").unlink()
+    train.main([*common, "--set", "load_epoch=0"])
+    assert checkpoint.load(ckpts / "latest.pth")["step"] == 44
+
+
+def test_dry_run_writes_nothing(tiny_yaml, capsys):
+    assert train.main(["--config", str(tiny_yaml), "--device", "cpu", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("parameters", "FLOPs", "memory", "images/s", "time expected"):
+        assert word in printed
+    assert not Path(load_config(tiny_yaml).save_dir).exists()
+
+
+def run_train(tiny_yaml, **options):
+    return subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(tiny_yaml), "--device", "cpu",
+         "--set", "n_epoch=6"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+    )  # fmt: skip
+
+
+def wait_for(path: Path, process) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_and_resumed_equals_uninterrupted(tiny_yaml, tmp_path, how, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = Path(load_config(tiny_yaml).save_dir)
+    latest = run / "ckpts" / "latest.pth"
+    process = run_train(tiny_yaml)
+    wait_for(run / "ckpts" / "model_1.pth", process)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=120)
+    if how == signal.SIGKILL:
+        assert process.returncode == -how
+    else:
+        assert process.returncode == 128 + how
+        assert "the same command goes on from there" in error
+    assert checkpoint.load(latest)["epoch"] < 5
+    process = run_train(tiny_yaml)
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    resumed, resumed_lines = checkpoint.load(latest), metric_lines(run)
+
+    run.rename(tmp_path / "first")
+    process = run_train(tiny_yaml)
+    assert process.wait(timeout=120) == 0
+    whole = checkpoint.load(latest)
+    for weights in ("net", "ema"):
+        assert_same(resumed[weights], whole[weights])
+    assert resumed_lines == metric_lines(run)
+
+
+def metric_lines(run: Path) -> list[dict]:
+    """Without what is measured in seconds and bytes."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_s", "peak_memory_mb")}
+        for line in lines
+    ]
