@@ -3,11 +3,13 @@
 import difflib
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+import official
 from config import Config
 from errors import UserError
 from image_files import list_files, read_images, subfolders
@@ -41,12 +43,18 @@ class Dataset:
 class Source:
     """A row of the table of datasets."""
 
-    shape: tuple[int, int, int] | None  # C, H, W; None: any, the files are resized
+    shape: tuple[int, int, int] | None  # C, H, W; None: files of any size, which are resized
+    read_official: Callable[[Path, str, bool], official.Split] | None = None
     aliases: tuple[str, ...] = ()
 
 
 SOURCES = {
-    "cifar10": Source((3, 32, 32), ("cifar",)),
+    "cifar10": Source((3, 32, 32), official.read_cifar10, ("cifar",)),
+    "cifar100": Source((3, 32, 32), official.read_cifar100),
+    "mnist": Source((1, 28, 28), official.read_mnist),
+    "fashion_mnist": Source((1, 28, 28), official.read_fashion_mnist),
+    "tiny_imagenet": Source(official.TINY_IMAGENET_SHAPE, official.read_tiny_imagenet, ("tiny",)),
+    "digits": Source((1, 8, 8), official.read_digits),
     "folder": Source(None),
 }
 
@@ -65,8 +73,13 @@ def load_dataset(
         raise ValueError(f"split {split!r}: expected one of {SPLITS}")
     name = canonical_name(config.dataset)
     shape = _checked_shape(name, config.network.image_shape)
-    root = Path(data_dir) / name
-    images, labels, class_names = _read_class_folders(root, split, shape, skip_bad_images)
+    root = _class_folders(name, Path(data_dir))
+    if root:
+        images, labels, class_names = _read_class_folders(root, split, shape, skip_bad_images)
+    else:
+        read_official = SOURCES[name].read_official
+        images, labels, class_names = read_official(Path(data_dir), split, skip_bad_images)
+    _check_every_class_has_images(name, split, labels, class_names)
     _check_classes(name, class_names, config.classes)
     return Dataset(name, split, images, labels, class_names)
 
@@ -104,6 +117,31 @@ def _note_once(text: str) -> None:
     log.info(text)
 
 
+def _check_every_class_has_images(name: str, split: str, labels, class_names) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if empty:
+        raise UserError(f"{name}: {split} has no readable image of class {', '.join(empty[:5])}")
+
+
+def _class_folders(name: str, data_dir: Path) -> Path | None:
+    """The folder that holds {train,test}/<class>/* of the dataset, or None.
+
+    For "folder", that may be the data folder itself. Raises UserError if it has none.
+    """
+    any_files = SOURCES[name].read_official is None
+    candidates = [data_dir / name, data_dir] if any_files else [data_dir / name]
+    for root in candidates:
+        if any((root / split).is_dir() for split in SPLITS):
+            return root
+    if any_files:
+        raise UserError(
+            f"{data_dir}: no class folders: put images at {data_dir / name}/train/<class>/ and "
+            f"{data_dir / name}/test/<class>/, or name their folder with --data_dir"
+        )
+    return None
+
+
 def _read_class_folders(root: Path, split: str, shape, skip_bad_images: bool):
     """-> images, labels, class_names of `root/<split>/<class>/*`; classes in alphabetical order."""
     class_names = _class_names(root)
@@ -115,12 +153,7 @@ def _read_class_folders(root: Path, split: str, shape, skip_bad_images: bool):
         files += found
         labels += [label] * len(found)
     images, kept = read_images(root, split, files, shape, skip_bad_images)
-    labels = np.array(labels, dtype=np.int64)[kept]
-    counts = np.bincount(labels, minlength=len(class_names))
-    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
-    if empty:
-        raise UserError(f"{root / split}: no readable image of {', '.join(empty)}")
-    return images, labels, class_names
+    return images, np.array(labels, dtype=np.int64)[kept], class_names
 
 
 def _class_names(root: Path) -> list[str]:

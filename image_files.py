@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from errors import UserError
+from files import replacing, write_json
 from utils import log
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -23,9 +24,10 @@ CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
 FILES_PER_TASK = 64  # one task per file would cost more than decoding a small image
 MODES = {1: "L", 3: "RGB"}
 
-# What Pillow is known to raise on a damaged file, besides OSError for most of them.
+# What Pillow's readers were seen to raise on damaged files of fifteen formats.
 UNREADABLE = (
-    OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError,
+    OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
 
 
@@ -188,13 +190,11 @@ def _store(cache: Path, key: str, images: np.ndarray, bad: dict[int, str]) -> np
     Returns the memory-mapped array, or `images` itself where nothing can be written.
     """
     try:
-        cache.mkdir(exist_ok=True)
-        with _replacing(cache / f"{key}.npy") as file:
+        with replacing(cache / f"{key}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, images)
-        with _replacing(cache / f"{key}.json") as file:
-            file.write(json.dumps({"bad": bad}).encode())
-    except OSError as error:
-        log.warning("%s: cannot keep the decoded images (%s); using memory", cache, error.strerror)
+        write_json(cache / f"{key}.json", {"bad": bad})
+    except UserError as error:
+        log.warning("the decoded images are used from memory, not kept: %s", error)
         return images
     family = key.rpartition("-")[0]
     for old in cache.glob(f"{family}-*"):
@@ -202,17 +202,3 @@ def _store(cache: Path, key: str, images: np.ndarray, bad: dict[int, str]) -> np
             with contextlib.suppress(OSError):  # another process is as welcome to remove it
                 old.unlink()
     return np.load(cache / f"{key}.npy", mmap_mode="r")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path):
-    """A binary file that becomes `path` when the block ends, and vanishes if it fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
