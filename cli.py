@@ -18,6 +18,14 @@ OUT_OF_MEMORY = (
 )
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where it says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        silent = action.default in (None, False, []) or "default" in action.help
+        return action.help if silent else super()._get_help_string(action)
+
+
 def job(main):
     """Decorates a job's `main(argv=None)`: a UserError ends it with its message and exit code 2."""
 
@@ -41,9 +49,7 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
 
     `checkpoint` adds --epoch and --ckpt: the job reads a trained model.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument(
         "--config", metavar="YAML", help="the experiment, such as config/DDPM_ddpm.yaml"
     )
@@ -55,7 +61,7 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
             "--ckpt", "--checkpoint", metavar="PATH", help="a checkpoint, instead of --epoch"
         )
     parser.add_argument("--data_dir", default="data", help="where the datasets are")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    parser.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     parser.add_argument("--use_amp", action="store_true", help="mixed precision (bf16 or fp16)")
     parser.add_argument("--seed", type=int, help="overrides the config's seed")
     parser.add_argument(

@@ -10,9 +10,10 @@ from errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; it is flushed and renamed at the end.
+def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to, and renames it at the end.
 
+    `flush` also waits for the disk, so that the file survives a power cut.
     Raises UserError if the disk is full or not writable; what was at `path` stays.
     """
     path = Path(path)
@@ -20,9 +21,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        if flush:
+            _sync(temporary)
         os.replace(temporary, path)
-        if os.name == "posix":  # Windows cannot open a folder
+        if flush and os.name == "posix":  # Windows cannot open a folder
             _sync(path.parent)
     except OSError as error:
         raise UserError(

@@ -14,7 +14,13 @@ from cli import job, job_parser, model_of
 from errors import UserError
 from evaluation.grids import load_png, save_image_grid, save_png
 from files import write_json
-from sampling import SamplerSettings, add_sampler_arguments, sample, settings_of
+from sampling import (
+    SamplerSettings,
+    add_sampler_arguments,
+    default_samples_folder,
+    sample,
+    settings_of,
+)
 from utils import log, peak_memory_bytes, pick_device
 
 GRID_IMAGES = 100  # at most so many in grid.png
@@ -39,10 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     model = model_of(args, device)
     settings = settings_of(args, model.denoiser)
-    folder = Path(
-        args.output_dir
-        or Path(model.config.save_dir) / f"EMAgenerated_ep{model.epoch}_{settings.tag()}"
-    )
+    folder = default_samples_folder(model.config.save_dir, model.epoch, settings)
+    folder = Path(args.output_dir or folder)
     description = describe(model, settings, args.use_amp)
     drawn_before = earlier_set(folder, description)
     missing = [i for i in range(args.n) if not png(folder, i).exists()]

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -91,3 +92,8 @@ def sample(
 def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
     """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
     return sampler_settings(denoiser, args.mode, args.steps, args.eta, not args.no_clip)
+
+
+def default_samples_folder(save_dir: str | Path, epoch: int, settings: SamplerSettings) -> Path:
+    """Where sample.py puts its set: <save_dir>/EMAgenerated_ep59_ddim_steps100_eta0.0."""
+    return Path(save_dir) / f"EMAgenerated_ep{epoch}_{settings.tag()}"

@@ -1,22 +1,17 @@
 """Pre-trains a denoiser without labels, as a YAML config describes."""
 
 import argparse
-import time
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
 from cli import config_of, job, job_parser
 from config import Config, config_differences, parse_config
 from datasets import load_dataset
 from errors import UserError
-from training import Trainer
-from utils import autocast, log, peak_memory_bytes, pick_device
+from training import Trainer, measure_cost
+from utils import log, pick_device
 
 FREE_KEYS = {"n_epoch", "sample_every", "save_every", "n_sample", "save_model", "load_epoch",
              "save_dir", "linear"}  # fmt: skip
-DRY_STEPS = 5
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -42,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     trainer = Trainer(config, train, test, device, args.use_amp)
     if args.dry_run:
-        dry_run(trainer)
+        print_cost(trainer)
         return 0
     position(trainer, args.restart)
     if trainer.step >= trainer.total_steps:
@@ -86,29 +81,14 @@ def refuse_another_config(config: Config, state: dict, path) -> None:
         )
 
 
-def dry_run(trainer: Trainer) -> None:
-    """Prints what a run would cost, from a few real steps on this device."""
-    config, device = trainer.config, trainer.device
-    n_params = sum(p.numel() for p in trainer.denoiser.parameters())
-    x0, _ = trainer.batches[0]
-    sigma = trainer.denoiser.training_sigma(torch.rand(1, device=device))
-    with FlopCounterMode(display=False) as flops, autocast(device, trainer.use_amp):
-        trainer.denoiser.eval()(x0[:1], sigma)
-    trainer.denoiser.train()
-    trainer.train_step()  # warms up
-    started = time.monotonic()
-    for _ in range(DRY_STEPS):
-        trainer.train_step()
-    float(trainer.window.sums["loss"])  # waits for the device
-    per_step = (time.monotonic() - started) / DRY_STEPS
-    hours = per_step * trainer.total_steps / 3600
-    print(f"parameters        {n_params:,}")
-    print(f"FLOPs per image   {flops.get_total_flops() / 1e9:.2f} G forward, about 3 times that "
-          "to train")  # fmt: skip
-    print(f"peak memory       {peak_memory_bytes(device) / 1e6:,.0f} MB on {device}")
-    print(f"speed             {config.batch_size / per_step:,.0f} images/s ({DRY_STEPS} steps)")
-    print(f"steps             {trainer.total_steps:,} in {config.n_epoch} epochs")
-    print(f"time expected     {hours:.1f} h, without test losses and samples")
+def print_cost(trainer: Trainer) -> None:
+    cost = measure_cost(trainer)
+    print(f"parameters        {cost.parameters:,}")
+    print(f"GFLOPs per image  {cost.gflops_forward:.2f} forward, about 3 times that to train")
+    print(f"peak memory       {cost.peak_memory_mb:,.0f} MB on {trainer.device}")
+    print(f"speed             {cost.images_per_s:,.0f} images/s, measured on a few steps")
+    print(f"steps             {cost.total_steps:,} in {trainer.config.n_epoch} epochs")
+    print(f"time expected     {cost.hours:.2f} h, without test losses and samples")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import math
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from ema_pytorch import EMA
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import checkpoint
@@ -33,6 +35,7 @@ from utils import (
 BUCKETS = 10  # equal parts of the training distribution of the noise level
 LOG_EVERY = 50  # steps between reads of the device's counters
 SAVE_SECONDS = 600  # at most so long between two latest.pth
+COST_STEPS = 5  # timed by measure_cost
 MAX_BAD_IN_A_ROW = 10  # losses that are not finite, before the run ends
 
 
@@ -315,3 +318,43 @@ class Trainer:
         run_log.image("samples", self.step, grid)
         seconds = time.monotonic() - started
         log.info("epoch %d: test loss %.5f, samples in %s (%.0f s)", epoch, loss, path, seconds)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run would take, measured on a few steps."""
+
+    parameters: int
+    gflops_forward: float  # per image
+    peak_memory_mb: float
+    images_per_s: float
+    total_steps: int
+    hours: float  # of training, without test losses and samples
+    probe_timesteps: int  # in the grid of the linear probe
+    sampling_steps: int  # per image, with the default sampler
+
+
+def measure_cost(trainer: Trainer) -> Cost:
+    """Runs a few real training steps; the trainer is of no use afterwards."""
+    device = trainer.device
+    x0, _ = trainer.batches[0]
+    sigma = trainer.denoiser.training_sigma(torch.rand(1, device=device))
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        trainer.ema_denoiser(x0[:1], sigma)
+    trainer.train_step()  # warms up
+    float(trainer.window.sums["loss"])  # waits for the device
+    started = time.monotonic()
+    for _ in range(COST_STEPS):
+        trainer.train_step()
+    float(trainer.window.sums["loss"])
+    per_step = (time.monotonic() - started) / COST_STEPS
+    return Cost(
+        parameters=sum(p.numel() for p in trainer.denoiser.parameters()),
+        gflops_forward=flops.get_total_flops() / 1e9,
+        peak_memory_mb=peak_memory_bytes(device) / 1e6,
+        images_per_s=trainer.config.batch_size / per_step,
+        total_steps=trainer.total_steps,
+        hours=per_step * trainer.total_steps / 3600,
+        probe_timesteps=len(trainer.denoiser.probe_timesteps),
+        sampling_steps=trainer.denoiser.default_steps,
+    )

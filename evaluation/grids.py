@@ -14,7 +14,7 @@ from files import replacing
 def save_png(path: str | Path, image: Tensor) -> None:
     """Writes image, (1 or 3, H, W) uint8 on the CPU, atomically."""
     pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-    with replacing(path) as temporary:
+    with replacing(path, flush=False) as temporary:
         Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
 
 

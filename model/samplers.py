@@ -74,4 +74,4 @@ def sigmas_of(denoiser: Denoiser, timesteps: list[int]) -> list[float]:
     """The falling noise levels of ascending timesteps, and the final 0."""
     device = next(denoiser.parameters()).device
     sigmas = denoiser.sigma(torch.tensor(timesteps, device=device))
-    return [*reversed(sigmas.double().tolist()), 0.0]
+    return [*reversed(sigmas.tolist()), 0.0]

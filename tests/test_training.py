@@ -190,7 +190,7 @@ def test_load_epoch_starts_from_that_checkpoint(tiny_yaml):
 def test_dry_run_writes_nothing(tiny_yaml, capsys):
     assert train.main(["--config", str(tiny_yaml), "--device", "cpu", "--dry_run"]) == 0
     printed = capsys.readouterr().out
-    for word in ("parameters", "FLOPs", "memory", "images/s", "time expected"):
+    for word in ("parameters", "GFLOPs", "memory", "images/s", "time expected"):
         assert word in printed
     assert not Path(load_config(tiny_yaml).save_dir).exists()
 

@@ -1,0 +1,196 @@
+"""Runs the whole chain for one config and writes a report: train, probe, look, sample, score.
+
+Each job is a process of its own; run again, the chain goes on where it stopped.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from evaluation.report import write_report
+
+import checkpoint
+from cli import config_of, job, job_parser, overrides_of
+from config import Config
+from datasets import load_dataset
+from errors import UserError
+from files import write_json
+from sampling import default_samples_folder, sampler_settings
+from training import Cost, Trainer, measure_cost
+from utils import log, pick_device, setup_logging
+
+LONG_SECONDS = 3600  # what is expected to take longer is announced
+MAY_BE_LEFT_OUT = ("fid",)  # needs weights that cannot always be had
+SHORTENED_BY = {
+    "train": "--set n_epoch=...",
+    "grid": "--protocol cached",
+    "grid of an untrained network": "--protocol cached",
+    "samples": "--n ...",
+}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__, checkpoint=False)
+    parser.set_defaults(config="config/digits.yaml")
+    parser.add_argument(
+        "--protocol", choices=["paper", "cached"], default="paper", help="of the linear probe"
+    )
+    parser.add_argument("--n", type=int, default=256, help="samples; 10000 for a FID to compare")
+    parser.add_argument("--inception", metavar="PATH", help="the Inception weights, for the FID")
+    return parser.parse_args(argv)
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    config = config_of(args)
+    announce_long_work(args, config)
+    record_path = Path(config.save_dir) / "reproduce.json"
+    record = read_record(record_path)
+    train = [*python("train.py"), *common_arguments(args)]
+    record["train"] = run("train", train, record.get("train"))
+    model = checkpoint.load_denoiser(checkpoint.find(config.save_dir), pick_device("cpu"))
+    if record.get("weights") != model.fingerprint():
+        record = {"weights": model.fingerprint(), "train": record["train"]}
+    for name, command in later_steps(args, model).items():
+        if record.get(name, {}).get("command") == command and not record[name]["left_out"]:
+            log.info("%s: done before", name)
+            continue
+        record[name] = run(name, command)
+        write_json(record_path, record)
+    print(f"the report is {write_report(model, record)}")
+    return 0
+
+
+def common_arguments(args: argparse.Namespace) -> list[str]:
+    command = ["--config", args.config, "--data_dir", args.data_dir]
+    command += ["--device", args.device] if args.device else []
+    command += ["--use_amp"] if args.use_amp else []
+    for override in overrides_of(args):
+        command += ["--set", override]
+    return command
+
+
+def later_steps(args: argparse.Namespace, model: checkpoint.TrainedModel) -> dict[str, list[str]]:
+    """The commands after training, in order, each on the newest checkpoint."""
+    common = [*common_arguments(args), "--epoch", str(model.epoch)]
+    grid = [*python("linear.py"), *common, "--grid", "--protocol", args.protocol]
+    settings = sampler_settings(model.denoiser)
+    samples = default_samples_folder(model.config.save_dir, model.epoch, settings)
+    inception = ["--inception", args.inception] if args.inception else []
+    return {
+        "grid": grid,
+        "grid of an untrained network": [*grid, "--baseline", "random"],
+        "probe of raw pixels": [*grid, "--baseline", "pixels"],
+        "t-SNE": [*python("visualize_features.py"), *common],
+        "samples": [*python("sample.py"), *common, "--n", str(args.n)],
+        "fid": [*python("fid.py"), *common, "--samples", str(samples / "pngs"), *inception],
+    }
+
+
+def python(script: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).resolve().parent / script)]
+
+
+def read_record(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def run(name: str, command: list[str], earlier: dict | None = None) -> dict:
+    """Runs one job, passing its messages on. Returns what the report says of it.
+
+    Raises UserError if it failed and may not be left out, SystemExit if it was interrupted.
+    """
+    log.info("\n=== %s: %s", name, shlex.join(["python", *command[1:]]))
+    started = time.monotonic()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    with forwarding_signals(process):
+        messages = pass_on(process.stderr)
+        code = process.wait()
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise SystemExit(code)
+    reason = messages.rpartition("error: ")[2].strip()
+    if code and name not in MAY_BE_LEFT_OUT:
+        raise UserError(f"{name} failed (exit code {code}): {reason}")
+    seconds = time.monotonic() - started + (earlier or {}).get("seconds", 0)
+    return {"command": command, "seconds": round(seconds, 1), "left_out": reason if code else None}
+
+
+def pass_on(stream) -> str:
+    """Copies a job's standard error to ours as it comes; returns the end of it."""
+    end = b""
+    while chunk := stream.read1(4096):
+        sys.stderr.buffer.write(chunk)
+        sys.stderr.flush()
+        end = (end + chunk)[-4096:]
+    return end.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def forwarding_signals(process: subprocess.Popen) -> Iterator[None]:
+    """Lets the job end in its own way: it gets SIGTERM from us, SIGINT from the terminal."""
+    handlers = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+# --- how long it will take
+
+
+def announce_long_work(args: argparse.Namespace, config: Config) -> None:
+    """Says what is expected to take over an hour, from a few steps measured in a process of their
+    own, so that they leave no memory taken."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        cost, images = pool.submit(
+            measure, config, args.data_dir, args.device, args.use_amp
+        ).result()
+    for name, seconds in expected_seconds(args, config, cost, images).items():
+        if seconds > LONG_SECONDS:
+            log.info(
+                "%s: about %.1f h expected; %s shortens it",
+                name, seconds / 3600, SHORTENED_BY[name],
+            )  # fmt: skip
+
+
+def measure(config: Config, data_dir: str, device: str | None, use_amp: bool) -> tuple[Cost, int]:
+    setup_logging()
+    train, test = (load_dataset(config, data_dir, split) for split in ("train", "test"))
+    trainer = Trainer(config, train, test, pick_device(device), use_amp)
+    return measure_cost(trainer), len(train) + len(test)
+
+
+def expected_seconds(
+    args: argparse.Namespace, config: Config, cost: Cost, images: int
+) -> dict[str, float]:
+    """Rough: a forward pass is a third of a training step."""
+    forwards_per_s = 3 * cost.images_per_s
+    passes = config.linear.n_epoch if args.protocol == "paper" else 1
+    grid = passes * images * cost.probe_timesteps / forwards_per_s
+    return {
+        "train": cost.hours * 3600,
+        "grid": grid,
+        "grid of an untrained network": grid,
+        "samples": args.n * cost.sampling_steps / forwards_per_s,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
