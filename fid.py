@@ -5,7 +5,6 @@ python fid.py --config config/DDPM_ddpm.yaml --n 5000 --steps 50
 """
 
 import argparse
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,6 @@ from evaluation.frechet import (
     kernel_distance,
     reference_statistics,
     score_name,
-    write_atomically,
 )
 from evaluation.image_sets import export_images, read_images
 from evaluation.inception import (
@@ -36,7 +34,8 @@ from evaluation.inception import (
     load_inception,
     weights_fingerprint,
 )
-from sampling import SamplerSettings, add_sampler_arguments, sample, sampler_settings
+from files import write_json
+from sampling import SamplerSettings, add_sampler_arguments, sample, settings_of
 from utils import log, pick_device
 
 
@@ -49,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument(
-        "--inception", metavar="PATH", help="pytorch-fid's weights (default: downloaded once)"
+        "--inception", metavar="PATH", help="pytorch-fid's weights; left out: downloaded once"
     )
     parser.add_argument("--kid", action="store_true", help="KID too (100 subsets of 1,000 images)")
     parser.add_argument(
@@ -76,9 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     if images is not None and len(images) < 2:
         raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
     config, model = experiment(args, device)
-    settings = model and sampler_settings(
-        model.denoiser, args.mode, args.steps, args.eta, not args.no_clip
-    )
+    settings = model and settings_of(args, model.denoiser)
     train = load_dataset(config, args.data_dir, "train")
     if args.export_reference is not None:
         export_images(train.images, args.export_reference)
@@ -183,11 +180,7 @@ def report(scores: dict, path: Path) -> None:
             f"KID: {kid['mean']:.5f} +- {kid['std']:.5f}, mean and standard deviation over "
             f"{kid['subsets']} subsets of {kid['subset_size']:,} images"
         )
-    text = json.dumps(scores, indent=2) + "\n"
-    try:
-        write_atomically(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror})") from None
+    write_json(path, scores)
     print(f"written to {path}")
 
 

@@ -4,17 +4,17 @@ FID is Heusel et al. 2017 (arXiv 1706.08500), eq. 6; KID is Binkowski et al. 201
 (arXiv 1801.01401). Both read features of Inception (evaluation/inception.py).
 """
 
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
+from errors import UserError
 from evaluation.inception import N_FEATURES
+from files import replacing
 from utils import derive_seed, log
 
 CHUNK = 4096  # rows that are float64 at once: 64 MiB of features
@@ -127,12 +127,13 @@ def reference_statistics(
         return gaussian, features
     features = compute()
     gaussian = fit_gaussian(features)
-    arrays = {"mu": gaussian.mean, "sigma": gaussian.covariance, "n": np.array(gaussian.n)}
     try:
-        write_atomically(statistics, lambda file: np.savez(file, **arrays))
+        with replacing(statistics) as path, open(path, "wb") as file:
+            np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance, n=gaussian.n)
         if keep_features:
-            write_atomically(kept, lambda file: np.save(file, features))
-    except OSError as error:
+            with replacing(kept) as path, open(path, "wb") as file:
+                np.save(file, features)
+    except UserError as error:  # data_dir may be read-only: the score can still be had
         log.warning(f"the statistics of the reference set could not be kept: {error}")
     return gaussian, features if keep_features else None
 
@@ -157,17 +158,3 @@ def _read_features(path: Path) -> np.ndarray | None:
         log.warning(f"{path} is damaged and is made anew")
         return None
     return features if features.ndim == 2 and features.shape[1] == N_FEATURES else None
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """`write(file)` to a temporary file beside `path`, which then takes its name at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """FID and KID: against closed forms, scipy, a direct double sum, and pytorch-fid itself."""
 
+import errno
 import inspect
 import json
 import subprocess
@@ -340,6 +341,18 @@ def test_the_reference_is_computed_once_and_again_when_damaged(tmp_path):
     np.testing.assert_array_equal(get()[0].mean, first.mean)
     assert len(calls) == 3
     assert not list(tmp_path.glob("**/*.tmp"))
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_score(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("files.os.replace", full)
+    features = rng().normal(size=(5, 8)).astype(np.float32)
+    gaussian, kept = reference_statistics(tmp_path / "set", lambda: features, True)
+    np.testing.assert_allclose(gaussian.mean, features.mean(axis=0), rtol=1e-5, atol=1e-6)
+    assert kept is features
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the job
