@@ -54,7 +54,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
                 _download(url, part, archive.md5)
             except Unavailable as failure:
                 failures.append(f"{urlsplit(url).netloc}: {failure}")
-                log.info("%s: %s", url, failure)
+                if url != archive.urls[-1]:
+                    log.info("%s: %s; trying the next address", url, failure)
             else:
                 os.replace(part, path)
                 log.info("downloaded %s", path)
