@@ -32,7 +32,8 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
             "untouched. Free some space, or write elsewhere, and run the same command again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of the folder that could not be made
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, values: dict) -> None:

@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from evaluation.report import write_report
-
 import checkpoint
 from cli import config_of, job, job_parser, overrides_of
 from config import Config
 from datasets import load_dataset
 from errors import UserError
+from evaluation.report import write_report
 from files import write_json
 from sampling import default_samples_folder, sampler_settings
 from training import Cost, Trainer, measure_cost
@@ -53,21 +52,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = config_of(args)
-    announce_long_work(args, config)
     record_path = Path(config.save_dir) / "reproduce.json"
     record = read_record(record_path)
+    steps = record["steps"]
+    if not steps:
+        announce_long_work(args, config)
     train = [*python("train.py"), *common_arguments(args)]
-    record["train"] = run("train", train, record.get("train"))
+    steps["train"] = run("train", train, steps.get("train"))
+    write_json(record_path, record)
     model = checkpoint.load_denoiser(checkpoint.find(config.save_dir), pick_device("cpu"))
-    if record.get("weights") != model.fingerprint():
-        record = {"weights": model.fingerprint(), "train": record["train"]}
-    for name, command in later_steps(args, model).items():
-        if record.get(name, {}).get("command") == command and not record[name]["left_out"]:
+    if record["weights"] != model.fingerprint():  # later steps of another training do not count
+        record = {"weights": model.fingerprint(), "steps": {"train": steps["train"]}}
+        steps = record["steps"]
+    samples = default_samples_folder(config.save_dir, model.epoch, sampler_settings(model.denoiser))
+    for name, command in later_steps(args, model, samples).items():
+        if steps.get(name, {}).get("command") == command and not steps[name]["left_out"]:
             log.info("%s: done before", name)
             continue
-        record[name] = run(name, command)
+        steps[name] = run(name, command)
         write_json(record_path, record)
-    print(f"the report is {write_report(model, record)}")
+    print(f"the report is {write_report(model, steps, args.protocol, samples)}")
     return 0
 
 
@@ -80,12 +84,12 @@ def common_arguments(args: argparse.Namespace) -> list[str]:
     return command
 
 
-def later_steps(args: argparse.Namespace, model: checkpoint.TrainedModel) -> dict[str, list[str]]:
+def later_steps(
+    args: argparse.Namespace, model: checkpoint.TrainedModel, samples: Path
+) -> dict[str, list[str]]:
     """The commands after training, in order, each on the newest checkpoint."""
     common = [*common_arguments(args), "--epoch", str(model.epoch)]
     grid = [*python("linear.py"), *common, "--grid", "--protocol", args.protocol]
-    settings = sampler_settings(model.denoiser)
-    samples = default_samples_folder(model.config.save_dir, model.epoch, settings)
     inception = ["--inception", args.inception] if args.inception else []
     return {
         "grid": grid,
@@ -103,7 +107,7 @@ def python(script: str) -> list[str]:
 
 def read_record(path: Path) -> dict:
     if not path.exists():
-        return {}
+        return {"weights": None, "steps": {}}
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -1,0 +1,92 @@
+"""The report of a whole chain: one Markdown file beside the run's results."""
+
+import json
+import platform
+import shlex
+from datetime import date
+from pathlib import Path
+
+from checkpoint import TrainedModel, versions
+from evaluation.tables import best_cell_of_last_grid, file_stem
+from files import replacing
+
+
+def write_report(model: TrainedModel, steps: dict[str, dict], protocol: str, samples: Path) -> Path:
+    """Writes <save_dir>/report.md from the files that the jobs left there. Returns its path.
+
+    steps: {name: {"command", "seconds", "left_out"}} in the order in which they ran;
+    samples: the folder of the set that sample.py drew.
+    """
+    folder = Path(model.config.save_dir)
+    path = folder / "report.md"
+    t, block, _ = best_cell_of_last_grid(folder)
+    sections = [
+        f"# {model.config.dataset}, epoch {model.epoch}",
+        _facts(model),
+        "## Linear probe",
+        _headlines(folder, protocol),
+        _grids(folder, protocol),
+        f"## Features of {block} at t = {t}",
+        f"![t-SNE](tsne_ep{model.epoch}_t{t}_{block}.png)",
+        "## Samples",
+        f"![samples]({(samples / 'grid.png').relative_to(folder)})",
+        _fid(samples, steps["fid"]),
+        "## Commands",
+        _commands(steps),
+    ]
+    with replacing(path) as temporary:
+        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return path
+
+
+def _facts(model: TrainedModel) -> str:
+    parameters = sum(p.numel() for p in model.denoiser.parameters())
+    libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        f"{parameters:,} parameters, weights {model.fingerprint()}; {date.today()}, "
+        f"{platform.machine()}, Python {platform.python_version()}, {libraries}"
+    )
+
+
+def _headlines(folder: Path, protocol: str) -> str:
+    rows = ["| probed | cell | test accuracy in % (95 % interval) |", "|---|---|---|"]
+    for name, baseline in (
+        ("trained network", None),
+        ("untrained network", "random"),
+        ("raw pixels", "pixels"),
+    ):
+        record = json.loads((folder / f"{file_stem(None, protocol, baseline)}.json").read_text())
+        best = record["headline"]
+        low, high = best["test_interval"]
+        rows.append(
+            f"| {name} | {best['block']} at t={best['t']} | {100 * best['test_accuracy']:.2f} "
+            f"({100 * low:.1f}-{100 * high:.1f}) |"
+        )
+    return "\n".join(rows)
+
+
+def _grids(folder: Path, protocol: str) -> str:
+    stem = file_stem(None, protocol, None)
+    untrained = file_stem(None, protocol, "random")
+    texts = [(folder / f"{name}.md").read_text(encoding="utf-8") for name in (stem, untrained)]
+    return f"{texts[0]}\n![accuracies of the grid]({stem}.png)\n\n{texts[1]}"
+
+
+def _fid(samples: Path, step: dict) -> str:
+    if step["left_out"]:
+        return f"FID: left out. {step['left_out']}"
+    record = json.loads((samples / "fid.json").read_text(encoding="utf-8"))
+    reference = record["reference"]
+    return (
+        f"{record['name']}: {record['fid']:.2f} ({record['images']:,} images against all "
+        f"{reference['images']:,} of {reference['dataset']} {reference['split']})"
+    )
+
+
+def _commands(steps: dict[str, dict]) -> str:
+    lines = [
+        f"{shlex.join(['python', Path(step['command'][1]).name, *step['command'][2:]])}"
+        f"   # {name}, {step['seconds']:.0f} s" + (", left out" if step["left_out"] else "")
+        for name, step in steps.items()
+    ]
+    return "\n".join(["```", *lines, "```"])
