@@ -1,0 +1,82 @@
+"""The figures of the probe, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from files import replacing
+
+LEGEND_CLASSES = 40  # more names than this cannot be read beside a figure
+
+
+def heat_map(
+    path: Path,
+    tables: dict[str, np.ndarray],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    colour_label: str,
+    marked: tuple[int, int],
+) -> None:
+    """One panel per table, (len(rows), len(columns)), on a common colour scale.
+
+    `marked`, a (row, column), is framed in every panel. Raises UserError if `path` cannot be
+    written.
+    """
+    size = (len(tables) * (1.8 + 0.85 * len(columns)) + 1.2, 1.7 + 0.45 * len(rows))
+    figure = Figure(figsize=(max(size[0], 7.0), max(size[1], 2.8)), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    values = np.concatenate([table.ravel() for table in tables.values()])
+    scale = Normalize(values.min(), max(values.max(), values.min() + 1e-9))
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        image = ax.imshow(table, cmap="viridis", norm=scale, aspect="auto")
+        for (i, j), value in np.ndenumerate(table):
+            colour = "black" if scale(value) > 0.6 else "white"
+            ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
+        row, column = marked
+        ax.add_patch(
+            Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2.5)
+        )
+        ax.set_title(name, fontsize=10)
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_yticks(range(len(rows)), rows)
+    figure.colorbar(image, ax=axes, label=colour_label)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def scatter(
+    path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
+) -> None:
+    """points: (N, 2), coloured by labels: (N,) in 0 .. len(class_names) - 1.
+
+    Raises UserError if `path` cannot be written.
+    """
+    figure = Figure(figsize=(8.5, 7.0), layout="constrained")
+    ax = figure.subplots()
+    n = len(class_names)
+    name = "tab10" if n <= 10 else "tab20" if n <= 20 else "gist_rainbow"
+    colours = matplotlib.colormaps[name]
+    for label, class_name in enumerate(class_names):
+        chosen = points[labels == label]
+        colour = colours(label) if n <= 20 else colours(label / (n - 1))
+        ax.scatter(*chosen.T, s=9, color=colour, label=class_name, alpha=0.8, linewidths=0)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.set_title(title, fontsize=11)
+    if n <= LEGEND_CLASSES:
+        figure.legend(loc="outside right center", markerscale=3, frameon=False, ncols=1 + n // 21)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
