@@ -100,6 +100,18 @@ def saved_epochs(save_dir: str | Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
+def refuse_other_config(
+    path: Path, state: dict, config: Config, ignore: set[str], advice: str
+) -> None:
+    """Raises UserError with the differences if the checkpoint `state`, read from `path`, was
+    trained with another config; `ignore` names the top-level keys that may differ."""
+    inside = parse_config(state["config"], source=str(path))
+    differences = config_differences(config, inside, ignore)
+    if differences:
+        lines = "\n  ".join(differences)
+        raise UserError(f"{path} is of a run with another config:\n  {lines}\n{advice}")
+
+
 def load_denoiser(
     path: Path, device: torch.device, config: Config | None = None, overrides: list[str] = ()
 ) -> TrainedModel:
@@ -108,17 +120,12 @@ def load_denoiser(
     Raises UserError if `config` describes another network or process than the checkpoint.
     """
     state = load(path)
-    inside = parse_config(state["config"], source=str(path))
     if config is None:
         config = parse_config(state["config"], overrides, source=str(path))
-    others = set(Config.model_fields) - set(MODEL_KEYS)
-    differences = config_differences(config, inside, ignore=others)
-    if differences:
-        raise UserError(
-            f"{path}: is of another network than the config asks for:\n  "
-            + "\n  ".join(differences)
-            + "\nuse the config it was trained with, or --ckpt alone"
-        )
+    refuse_other_config(
+        path, state, config, set(Config.model_fields) - set(MODEL_KEYS),
+        "use the config it was trained with, or --ckpt alone",
+    )  # fmt: skip
     denoiser = build_denoiser(config)
     try:
         denoiser.net.load_state_dict(state["ema"])

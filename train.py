@@ -1,12 +1,13 @@
 """Pre-trains a denoiser without labels, as a YAML config describes."""
 
 import argparse
+import itertools
+from pathlib import Path
 
 import checkpoint
 from cli import config_of, job, job_parser
-from config import Config, config_differences, parse_config
+from config import Config
 from datasets import load_dataset
-from errors import UserError
 from training import Trainer, measure_cost
 from utils import log, pick_device
 
@@ -55,30 +56,40 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def position(trainer: Trainer, restart: bool) -> None:
-    """Puts the trainer where an earlier run stopped. Raises UserError if that was another run."""
-    config, path = trainer.config, trainer.latest_path
-    if restart:
-        path.unlink(missing_ok=True)
-    if path.exists():
-        state = checkpoint.load(path)
-        refuse_another_config(config, state, path)
+    """Puts the trainer where its run stopped, or at `load_epoch`, or leaves it at the start.
+
+    Raises UserError if what is there is of another config.
+    """
+    config, latest = trainer.config, trainer.latest_path
+    state = checkpoint.load(latest) if latest.exists() and not restart else None
+    if state is not None and config.load_epoch in (-1, state["config"]["load_epoch"]):
+        checkpoint.refuse_other_config(
+            latest, state, config, FREE_KEYS,
+            "put these back, choose another save_dir, or start anew with --restart",
+        )  # fmt: skip
         trainer.resume(state)
-        log.info("going on from step %d of %d in %s", trainer.step, trainer.total_steps, path)
-    elif config.load_epoch >= 0:
+        log.info("going on from step %d of %d in %s", trainer.step, trainer.total_steps, latest)
+        return
+    if config.load_epoch >= 0:
         start = checkpoint.find(config.save_dir, config.load_epoch)
-        trainer.start_from(checkpoint.load(start))
+        state = checkpoint.load(start)
+        checkpoint.refuse_other_config(
+            start, state, config, set(Config.model_fields) - set(checkpoint.MODEL_KEYS),
+            "it cannot start this network",
+        )  # fmt: skip
+        trainer.start_from(state)
         log.info("starting from the weights of %s, with a new optimizer", start)
+    if restart:
+        retire(latest.parent)
 
 
-def refuse_another_config(config: Config, state: dict, path) -> None:
-    inside = parse_config(state["config"], source=str(path))
-    differences = config_differences(config, inside, ignore=FREE_KEYS)
-    if differences:
-        raise UserError(
-            f"{path} is of a run with another config:\n  "
-            + "\n  ".join(differences)
-            + "\nput these back, choose another save_dir, or start anew with --restart"
-        )
+def retire(folder: Path) -> None:
+    """Moves the checkpoints of an earlier run aside, so that none is taken for the new run's."""
+    if folder.exists():
+        numbers = itertools.count(1)
+        free = next(p for n in numbers if not (p := folder.with_name(f"ckpts_before_{n}")).exists())
+        folder.rename(free)
+        log.info("the earlier checkpoints are now in %s", free)
 
 
 def print_cost(trainer: Trainer) -> None:

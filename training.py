@@ -183,6 +183,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "ema_step": int(self.ema.step),
             "window": self.window.sums,
+            "use_amp": self.use_amp,
         }
         checkpoint.save(self.latest_path, {**self.state(), "resume": resume})
         self.last_saved = time.monotonic()
@@ -202,6 +203,10 @@ class Trainer:
         self.scaler.load_state_dict(resume["scaler"])
         self.ema.step.fill_(resume["ema_step"])
         self.window.sums = {k: v.to(self.device) for k, v in resume["window"].items()}
+        if resume["use_amp"] != self.use_amp:
+            log.info(
+                "note: so far this run was %s --use_amp", "without" if self.use_amp else "with"
+            )
 
     def start_from(self, state: dict) -> None:
         """Goes on from the weights and the position of a model_<epoch>.pth, with a new optimizer

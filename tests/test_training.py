@@ -176,15 +176,22 @@ def test_another_config_is_refused_with_the_differences(tiny_yaml, capsys):
     assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 1
     assert train.main([*common, "--set", "lrate=0.5", "--set", "n_epoch=1", "--restart"]) == 0
     assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 0
+    assert checkpoint.saved_epochs(run) == [0]  # model_1.pth of the earlier run is not the newest
+    assert (run / "ckpts_before_1" / "model_1.pth").exists()
 
 
-def test_load_epoch_starts_from_that_checkpoint(tiny_yaml):
+def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
     common = ["--config", str(tiny_yaml), "--device", "cpu"]
     train.main(common)
     ckpts = Path(load_config(tiny_yaml).save_dir) / "ckpts"
-    (ckpts / "latest.pth").unlink()
+    first = checkpoint.load(ckpts / "model_1.pth")
     train.main([*common, "--set", "load_epoch=0"])
-    assert checkpoint.load(ckpts / "latest.pth")["step"] == 44
+    again = checkpoint.load(ckpts / "latest.pth")
+    assert again["step"] == first["step"] == 44
+    assert not torch.equal(again["net"]["final.weight"], first["net"]["final.weight"])  # new Adam
+    before = (ckpts / "latest.pth").read_bytes()
+    assert train.main([*common, "--set", "load_epoch=0"]) == 0  # finished: nothing to do
+    assert (ckpts / "latest.pth").read_bytes() == before
 
 
 def test_dry_run_writes_nothing(tiny_yaml, capsys):
