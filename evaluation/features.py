@@ -149,7 +149,14 @@ class Extractor:
         self.n_forwards += len(dataset)
         self.seconds += seconds
         log.info(f"{title}: {len(dataset):,} images in {seconds:.1f} s")
-        return {block: np.concatenate(part) for block, part in parts.items()}
+        features = {block: np.concatenate(part) for block, part in parts.items()}
+        for block, values in features.items():
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"the features of {block} at t={t} are not finite: take another checkpoint, "
+                    "or leave out --use_amp"
+                )
+        return features
 
     def _key(self, dataset: Dataset) -> str:
         settings = [self.source.fingerprint, dataset.fingerprint(), dataset.split, self.seed]

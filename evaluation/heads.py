@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from evaluation.features import Cell
 from utils import generator, log
 
-L2 = 1e-5  # small: it only makes the optimum unique
 MAX_ITERATIONS = 1000
 
 
@@ -89,12 +88,14 @@ def _initial_head(width: int, n_classes: int, seed: int, cell: Cell) -> Head:
     return Head(weight, torch.empty(n_classes).uniform_(-bound, bound, generator=draw))
 
 
-def fit_logistic(x: Tensor, y: Tensor, n_classes: int, l2: float = L2) -> Head:
-    """Multinomial logistic regression: mean cross-entropy + l2 / 2 * |weight of standardised x|^2.
+def fit_logistic(x: Tensor, y: Tensor, n_classes: int, C: float = 1.0) -> Head:
+    """Multinomial logistic regression: C * sum of cross-entropies + |w|^2 / 2.
 
-    x: (N, D) float32, y: (N,) int64; the bias is not penalised. scikit-learn's equivalent is
-    LogisticRegression(C=1 / (N * l2)) after StandardScaler. The head returned is for x as given.
+    x: (N, D) float32, y: (N,) int64; w is the weight of the standardised x, the bias is not
+    penalised. This is scikit-learn's LogisticRegression after StandardScaler, with its default
+    C, which is weak for thousands of images. The head returned is for x as given.
     """
+    l2 = 1 / (C * len(x))
     mean, std = x.mean(0), x.std(0, correction=0)
     std[std <= 1e-6 * mean.abs()] = 1  # a constant feature: only rounding would be stretched
     z = (x - mean) / std
@@ -120,7 +121,7 @@ def fit_logistic(x: Tensor, y: Tensor, n_classes: int, l2: float = L2) -> Head:
 def _minimise(objective, parameters: list[Tensor]) -> None:
     lbfgs = torch.optim.LBFGS(
         parameters, max_iter=MAX_ITERATIONS, history_size=20,
-        tolerance_grad=1e-5, tolerance_change=1e-12, line_search_fn="strong_wolfe",
+        tolerance_grad=3e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def closure() -> Tensor:

@@ -33,7 +33,7 @@ def heat_map(
     figure = Figure(figsize=(max(size[0], 7.0), max(size[1], 2.8)), layout="constrained")
     axes = figure.subplots(1, len(tables), squeeze=False)[0]
     values = np.concatenate([table.ravel() for table in tables.values()])
-    scale = Normalize(values.min(), max(values.max(), values.min() + 1e-9))
+    scale = Normalize(values.min(), max(values.max(), values.min() + 1))
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         image = ax.imshow(table, cmap="viridis", norm=scale, aspect="auto")
         for (i, j), value in np.ndenumerate(table):
@@ -63,10 +63,11 @@ def scatter(
     n = len(class_names)
     name = "tab10" if n <= 10 else "tab20" if n <= 20 else "gist_rainbow"
     colours = matplotlib.colormaps[name]
+    size = np.clip(15_000 / len(points), 4, 30)  # square points
     for label, class_name in enumerate(class_names):
         chosen = points[labels == label]
         colour = colours(label) if n <= 20 else colours(label / (n - 1))
-        ax.scatter(*chosen.T, s=9, color=colour, label=class_name, alpha=0.8, linewidths=0)
+        ax.scatter(*chosen.T, s=size, color=colour, label=class_name, alpha=0.8, linewidths=0)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_aspect("equal", adjustable="datalim")

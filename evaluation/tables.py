@@ -57,8 +57,8 @@ def write_grid(folder: Path, stem: str, results: list[CellResult], record: dict,
     _write_text(paths[2], _markdown(results, title))
     blocks, timesteps = _axes(results)
     tables = {
-        "held-out 10 % of train (picks the cell)": _values(results, "validation_accuracy"),
-        "test": _values(results, "test_accuracy"),
+        "held-out 10 % of train (red: the best)": _values(results, "validation_accuracy"),
+        "test (red: the same cell)": _values(results, "test_accuracy"),
     }
     winner = best(results)
     heat_map(

@@ -1,0 +1,131 @@
+"""linear.py and visualize_features.py on digits with a tiny checkpoint."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import linear
+import visualize_features
+from evaluation.features import Extractor
+
+
+@pytest.fixture
+def run(tiny_yaml, tiny_checkpoint, tmp_path):
+    """Calls a job; returns the folder of its results."""
+
+    def call(job, *more):
+        job.main(["--config", str(tiny_yaml), "--device", "cpu", *more])
+        return tmp_path / "run"
+
+    return call
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def test_cached_grid_then_one_cell_then_the_picture(run, capsys, monkeypatch, tmp_path):
+    npz = tmp_path / "features.npz"
+    folder = run(
+        linear, "--grid", "--protocol", "cached", "--timesteps", "1,21", "--save_features", str(npz)
+    )
+    record = read(folder, "linear_grid_cached.json")
+    cells = {(cell["t"], cell["block"]): cell for cell in record["cells"]}
+    assert len(cells) == 8
+    assert record["headline"]["validation_accuracy"] == max(
+        cell["validation_accuracy"] for cell in cells.values()
+    )
+    low, high = record["headline"]["test_interval"]
+    assert 0.5 < low < record["headline"]["test_accuracy"] < high < 1
+    assert (record["n_train"], record["n_validation"], record["n_test"]) == (1437, 142, 360)
+    printed = capsys.readouterr().out
+    assert f"test {100 * record['headline']['test_accuracy']:.2f} %" in printed
+    assert "picked on the test set" in printed
+
+    with open(folder / "linear_grid_cached.csv") as file:
+        for row in csv.DictReader(file):
+            cell = cells[int(row["t"]), row["block"]]
+            assert float(row["test_accuracy"]) == cell["test_accuracy"]
+    with np.load(npz) as arrays:
+        assert arrays["train_t21_out_2"].shape == (1437, cells[21, "out_2"]["width"])
+        assert arrays["test_labels"].shape == (360,)
+
+    def must_not_run(*_):
+        raise AssertionError("these features are on the disk")
+
+    monkeypatch.setattr(Extractor, "_compute", must_not_run)
+    run(linear, "--protocol", "cached")
+    single = read(folder, "linear_out_2_t21_cached.json")
+    assert single["headline"] == cells[21, "out_2"]
+
+    run(visualize_features, "--n", "100")
+    best = record["headline"]
+    stem = f"tsne_ep1_t{best['t']}_{best['block']}"
+    with np.load(folder / f"{stem}.npz") as arrays:
+        assert arrays["points"].shape == (100, 2)
+        assert np.isfinite(arrays["points"]).all()
+    assert Image.open(folder / f"{stem}.png").width > 800
+    assert Image.open(folder / "linear_grid_cached.png").width > 800
+
+
+def test_paper_grid_and_baselines_keep_to_their_own_files(run):
+    folder = run(linear, "--grid", "--timesteps", "1", "--blocks", "out_1,out_2")
+    first = read(folder, "linear_grid.json")
+    run(linear, "--grid", "--timesteps", "1", "--blocks", "out_1", "--baseline", "random")
+    run(linear, "--grid", "--baseline", "pixels", "--protocol", "cached")
+    assert read(folder, "linear_grid.json") == first
+    assert first["protocol"] == "paper"
+    assert [cell["block"] for cell in first["cells"]] == ["out_1", "out_2"]
+    random = read(folder, "linear_grid_random.json")
+    assert random["fingerprint"] != first["fingerprint"]
+    assert random["checkpoint"] is None
+    pixels = read(folder, "linear_grid_cached_pixels.json")
+    assert pixels["headline"]["width"] == 64
+    assert pixels["headline"]["test_accuracy"] > 0.93  # a linear classifier of digits' pixels
+
+
+def test_pixels_need_no_checkpoint(run, tiny_checkpoint):
+    tiny_checkpoint.unlink()
+    folder = run(linear, "--baseline", "pixels", "--protocol", "cached")
+    assert (folder / "linear_pixels_t0_cached_pixels.json").exists()
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--grid", "--blocks", "out_1,out_9"], "no block 'out_9': there are out_1, out_2, out_3"),
+    (["--grid", "--timesteps", "1,1001"], "timestep 1001: outside 1..1000"),
+    (["--grid", "--timesteps", "0"], "timestep 0: outside 1..1000"),
+    (["--grid", "--blockname", "out_1"], "--grid takes --timesteps and --blocks"),
+    (["--timesteps", "1"], "add --grid"),
+    (["--grid", "--baseline", "pixels", "--timesteps", "1"], "outside 0..0"),
+    (["--batch_size", "0"], "--batch_size 0"),
+])  # fmt: skip
+def test_mistakes(run, argv, message, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(linear, *argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("linear*"))
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    ([], "run linear.py --grid"),
+    (["--timestep", "1"], "give both"),
+    (["--n", "3"], "--n must be at least"),
+])  # fmt: skip
+def test_mistakes_of_the_picture(run, argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(visualize_features, *argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_amp_runs(run):
+    folder = run(linear, "--protocol", "cached", "--use_amp", "--blockname", "out_1")
+    record = read(folder, "linear_out_1_t21_cached.json")
+    assert record["use_amp"]
+    assert record["headline"]["test_accuracy"] > 0.5
+    assert torch.isfinite(torch.tensor(record["images_per_s"]))
