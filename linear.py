@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = job_parser(__doc__)
     parser.add_argument("--grid", action="store_true", help="probe all blocks x timesteps")
     parser.add_argument(
-        "--timesteps", type=int_list, metavar="T,T", help="of the grid (default: 1,11,21 for DDPM)"
+        "--timesteps", type=int_list, metavar="T,T", help="of the grid (default: the process's)"
     )
     parser.add_argument("--blocks", metavar="NAME,NAME", help="of the grid (default: all)")
     parser.add_argument("--timestep", type=int, help="of the one cell (default: the config's)")
