@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
+from datasets import Dataset, load_dataset
 from errors import UserError
 from utils import setup_logging
 
@@ -38,6 +40,9 @@ def job(main):
             message = str(error)
         except torch.OutOfMemoryError:
             message = OUT_OF_MEMORY
+        except KeyboardInterrupt:
+            print("interrupted; what was finished is kept", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGINT) from None
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
@@ -61,6 +66,9 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
             "--ckpt", "--checkpoint", metavar="PATH", help="a checkpoint, instead of --epoch"
         )
     parser.add_argument("--data_dir", default="data", help="where the datasets are")
+    parser.add_argument(
+        "--skip_bad_images", action="store_true", help="leave out images that cannot be read"
+    )
     parser.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
     parser.add_argument("--use_amp", action="store_true", help="mixed precision (bf16 or fp16)")
     parser.add_argument("--seed", type=int, help="overrides the config's seed")
@@ -81,6 +89,11 @@ def config_of(args: argparse.Namespace) -> Config:
     if args.config is None:
         raise UserError("no config: give --config config/DDPM_ddpm.yaml, or another one")
     return load_config(args.config, overrides_of(args))
+
+
+def dataset_of(args: argparse.Namespace, config: Config, split: str) -> Dataset:
+    """The "train" or "test" split of the config's dataset, from --data_dir. Raises UserError."""
+    return load_dataset(config, args.data_dir, split, args.skip_bad_images)
 
 
 def model_of(args: argparse.Namespace, device: torch.device) -> TrainedModel:

@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import TrainedModel
-from cli import config_of, job, job_parser, model_of
+from cli import config_of, dataset_of, job, job_parser, model_of
 from config import Config
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from errors import UserError
 from evaluation.frechet import (
     fit_gaussian,
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
     config, model = experiment(args, device)
     settings = model and settings_of(args, model.denoiser)
-    train = load_dataset(config, args.data_dir, "train")
+    train = dataset_of(args, config, "train")
     if args.export_reference is not None:
         export_images(train.images, args.export_reference)
         print(f"{len(train):,} images of {train.name} train written to {args.export_reference}")

@@ -5,9 +5,8 @@ import time
 from pathlib import Path
 
 from checkpoint import TrainedModel, versions
-from cli import config_of, job, job_parser, model_of
+from cli import config_of, dataset_of, job, job_parser, model_of
 from config import Config
-from datasets import load_dataset
 from errors import UserError
 from evaluation.features import (
     Extractor,
@@ -120,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     source, config, trained, what = source_of(args, device)
     timesteps, blocks = cells_of(args, source, config)
-    train, test = (load_dataset(config, args.data_dir, split) for split in ("train", "test"))
+    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
     save_dir = Path(config.save_dir)
     kept = None if args.baseline == "pixels" else save_dir / "features"
     extractor = Extractor(source, device, config.seed, args.batch_size, kept)

@@ -17,9 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import checkpoint
-from cli import config_of, job, job_parser, overrides_of
+from cli import config_of, dataset_of, job, job_parser, overrides_of
 from config import Config
-from datasets import load_dataset
 from errors import UserError
 from evaluation.report import write_report
 from files import write_json
@@ -28,6 +27,7 @@ from training import Cost, Trainer, measure_cost
 from utils import log, pick_device, setup_logging
 
 LONG_SECONDS = 3600  # what is expected to take longer is announced
+INTERRUPTED = {code for s in (signal.SIGINT, signal.SIGTERM) for code in (128 + s, -s)}
 MAY_BE_LEFT_OUT = ("fid",)  # needs weights that cannot always be had
 SHORTENED_BY = {
     "train": "--set n_epoch=...",
@@ -79,6 +79,7 @@ def common_arguments(args: argparse.Namespace) -> list[str]:
     command = ["--config", args.config, "--data_dir", args.data_dir]
     command += ["--device", args.device] if args.device else []
     command += ["--use_amp"] if args.use_amp else []
+    command += ["--skip_bad_images"] if args.skip_bad_images else []
     for override in overrides_of(args):
         command += ["--set", override]
     return command
@@ -122,8 +123,8 @@ def run(name: str, command: list[str], earlier: dict | None = None) -> dict:
     with forwarding_signals(process):
         messages = pass_on(process.stderr)
         code = process.wait()
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise SystemExit(code)
+    if code in INTERRUPTED:
+        raise SystemExit(code if code > 0 else 128 - code)
     reason = messages.rpartition("error: ")[2].strip()
     if code and name not in MAY_BE_LEFT_OUT:
         raise UserError(f"{name} failed (exit code {code}): {reason}")
@@ -163,9 +164,7 @@ def announce_long_work(args: argparse.Namespace, config: Config) -> None:
     own, so that they leave no memory taken."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        cost, images = pool.submit(
-            measure, config, args.data_dir, args.device, args.use_amp
-        ).result()
+        cost, images = pool.submit(measure, args, config).result()
     for name, seconds in expected_seconds(args, config, cost, images).items():
         if seconds > LONG_SECONDS:
             log.info(
@@ -174,10 +173,10 @@ def announce_long_work(args: argparse.Namespace, config: Config) -> None:
             )  # fmt: skip
 
 
-def measure(config: Config, data_dir: str, device: str | None, use_amp: bool) -> tuple[Cost, int]:
+def measure(args: argparse.Namespace, config: Config) -> tuple[Cost, int]:
     setup_logging()
-    train, test = (load_dataset(config, data_dir, split) for split in ("train", "test"))
-    trainer = Trainer(config, train, test, pick_device(device), use_amp)
+    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    trainer = Trainer(config, train, test, pick_device(args.device), args.use_amp)
     return measure_cost(trainer), len(train) + len(test)
 
 

@@ -5,9 +5,8 @@ import itertools
 from pathlib import Path
 
 import checkpoint
-from cli import config_of, job, job_parser
+from cli import config_of, dataset_of, job, job_parser
 from config import Config
-from datasets import load_dataset
 from training import Trainer, measure_cost
 from utils import log, pick_device
 
@@ -21,9 +20,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry_run", action="store_true", help="print size, memory and expected time, train nothing"
     )
-    parser.add_argument(
-        "--skip_bad_images", action="store_true", help="train without the images that do not open"
-    )
     return parser.parse_args(argv)
 
 
@@ -32,10 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = config_of(args)
     device = pick_device(args.device)
-    train, test = (
-        load_dataset(config, args.data_dir, split, args.skip_bad_images)
-        for split in ("train", "test")
-    )
+    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
     trainer = Trainer(config, train, test, device, args.use_amp)
     if args.dry_run:
         print_cost(trainer)

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from sklearn.manifold import TSNE
 
-from cli import job, job_parser, model_of
-from datasets import load_dataset
+from cli import dataset_of, job, job_parser, model_of
 from errors import UserError
 from evaluation.features import Extractor, network_source
 from evaluation.plots import scatter
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         t, block = args.timestep, args.blockname
     source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
     source.check([t], [block])
-    test = load_dataset(model.config, args.data_dir, "test")
+    test = dataset_of(args, model.config, "test")
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
     features = extractor(test, [t], [block])[t, block]
 

@@ -108,7 +108,7 @@ def score_name(n: int) -> str:
     return f"FID-{n // 1000}k" if n and n % 1000 == 0 else f"FID ({n:,} images)"
 
 
-# --- the reference set: its features cost an hour on a CPU, so they are kept
+# --- the reference set: its features are slow to compute on a CPU, so they are kept
 
 
 def reference_statistics(
