@@ -1,0 +1,64 @@
+"""Images per second of training and of feature extraction, with and without mixed precision.
+
+python -m benchmarks.throughput --config config/DDPM_ddpm.yaml
+"""
+
+import argparse
+import time
+
+import torch
+
+from batches import Batches
+from cli import config_of, dataset_of, job, job_parser
+from model.denoiser import Denoiser
+from training import Trainer, measure_cost
+from utils import autocast, pick_device
+
+BATCHES = 4  # timed, after one to warm up
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
+    parser.add_argument("--batch_size", type=int, default=64, help="of feature extraction")
+    args = parser.parse_args(argv)
+    config, device = config_of(args), pick_device(args.device)
+    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    rows = {}
+    for use_amp in (False, True):
+        trainer = Trainer(config, train, test, device, use_amp)
+        denoiser = trainer.ema_denoiser
+        rows["training", use_amp] = measure_cost(trainer).images_per_s
+        for block in (config.linear.blockname, denoiser.block_names[-1]):
+            images = Batches(train.images, train.labels, args.batch_size, device)
+            rows[f"features up to {block}", use_amp] = extraction(denoiser, images, block, use_amp)
+    print(table(rows, args, device))
+    return 0
+
+
+@torch.no_grad()
+def extraction(denoiser: Denoiser, batches: Batches, block: str, use_amp: bool) -> float:
+    """Images per second through `Denoiser.features` up to `block`."""
+    for step in range(BATCHES + 1):
+        x0, _ = batches[step]
+        with autocast(batches.device, use_amp):
+            features = denoiser.features(x0, 1, torch.randn_like(x0), [block])
+        float(features[block][0, 0])  # waits for the device
+        if step == 0:
+            started = time.monotonic()
+    return BATCHES * batches.batch_size / (time.monotonic() - started)
+
+
+def table(rows: dict, args: argparse.Namespace, device: torch.device) -> str:
+    lines = [
+        f"{args.config} on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{'images/s':24}  {'float32':>8}  {'--use_amp':>9}  ratio",
+    ]
+    for name in dict.fromkeys(name for name, _ in rows):
+        plain, amp = rows[name, False], rows[name, True]
+        lines.append(f"{name:24}  {plain:8.1f}  {amp:9.1f}  {amp / plain:5.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
