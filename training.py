@@ -317,7 +317,8 @@ class Trainer:
             self.config.network.image_shape, self.use_amp,
         )  # fmt: skip
         columns = min(10, math.ceil(math.sqrt(len(samples))) * 2)
-        real = torch.from_numpy(self.test.images[:columns].copy())
+        spread = [i * len(self.test) // columns for i in range(columns)]  # over the classes
+        real = torch.from_numpy(self.test.images[spread])
         path = self.save_dir / "samples" / f"epoch_{epoch}.png"
         grid = save_image_grid(path, samples.cpu(), columns, real)
         run_log.image("samples", self.step, grid)

@@ -103,12 +103,11 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def setup_logging() -> None:
     """Messages of `log` go to standard error, one line each, without breaking a progress bar."""
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def redirect_to_bar():
