@@ -69,7 +69,7 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
     parser.add_argument(
         "--skip_bad_images", action="store_true", help="leave out images that cannot be read"
     )
-    parser.add_argument("--device", help="cuda, mps or cpu; default: the first there is")
+    parser.add_argument("--device", help="cuda, mps or cpu; default: cuda, else mps, else cpu")
     parser.add_argument("--use_amp", action="store_true", help="mixed precision (bf16 or fp16)")
     parser.add_argument("--seed", type=int, help="overrides the config's seed")
     parser.add_argument(

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import multiprocessing
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import checkpoint
 from cli import config_of, dataset_of, job, job_parser, overrides_of
 from config import Config
 from errors import UserError
-from evaluation.report import write_report
+from evaluation.report import command_line, write_report
 from files import write_json
 from sampling import default_samples_folder, sampler_settings
 from training import Cost, Trainer, measure_cost
@@ -117,7 +116,7 @@ def run(name: str, command: list[str], earlier: dict | None = None) -> dict:
 
     Raises UserError if it failed and may not be left out, SystemExit if it was interrupted.
     """
-    log.info("\n=== %s: %s", name, shlex.join(["python", *command[1:]]))
+    log.info("\n=== %s: %s", name, command_line(command))
     started = time.monotonic()
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     with forwarding_signals(process):

@@ -39,6 +39,11 @@ def write_report(model: TrainedModel, steps: dict[str, dict], protocol: str, sam
     return path
 
 
+def command_line(command: list[str]) -> str:
+    """[".../python", ".../job.py", *arguments] as one would type it in the repository."""
+    return shlex.join(["python", Path(command[1]).name, *command[2:]])
+
+
 def _facts(model: TrainedModel) -> str:
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
@@ -85,8 +90,8 @@ def _fid(samples: Path, step: dict) -> str:
 
 def _commands(steps: dict[str, dict]) -> str:
     lines = [
-        f"{shlex.join(['python', Path(step['command'][1]).name, *step['command'][2:]])}"
-        f"   # {name}, {step['seconds']:.0f} s" + (", left out" if step["left_out"] else "")
+        f"{command_line(step['command'])}   # {name}, {step['seconds']:.0f} s"
+        + (", left out" if step["left_out"] else "")
         for name, step in steps.items()
     ]
     return "\n".join(["```", *lines, "```"])
