@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from files import replacing
 
+LEGEND_MARKER = 60  # area in points squared, whatever the size of the points
 LEGEND_CLASSES = 40  # more names than this cannot be read beside a figure
 
 
@@ -73,7 +74,9 @@ def scatter(
     ax.set_aspect("equal", adjustable="datalim")
     ax.set_title(title, fontsize=11)
     if n <= LEGEND_CLASSES:
-        figure.legend(loc="outside right center", markerscale=3, frameon=False, ncols=1 + n // 21)
+        legend = figure.legend(loc="outside right center", frameon=False, ncols=1 + n // 21)
+        for handle in legend.legend_handles:
+            handle.set_sizes([LEGEND_MARKER])
     _save(figure, path)
 
 
