@@ -1,4 +1,4 @@
-"""The figures of the probe, as PNG files."""
+"""Every figure of the project, as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +77,37 @@ def scatter(
         legend = figure.legend(loc="outside right center", frameon=False, ncols=1 + n // 21)
         for handle in legend.legend_handles:
             handle.set_sizes([LEGEND_MARKER])
+    _save(figure, path)
+
+
+def curves(
+    path: Path,
+    x: Sequence[float],
+    lines: dict[str, Sequence[float]],
+    title: str,
+    x_label: str,
+    y_label: str,
+    spread: dict[str, Sequence[float]] | None = None,
+    log_x: bool = False,
+) -> None:
+    """One line of len(x) values per name, with points; `spread` gives half-widths of error bars.
+
+    Raises UserError if `path` cannot be written.
+    """
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    ax = figure.subplots()
+    colours = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
+    for i, (name, y) in enumerate(lines.items()):
+        half = (spread or {}).get(name)
+        ax.errorbar(x, y, yerr=half, color=colours(i), label=name, marker="o", ms=4, capsize=3)
+    if log_x:
+        ax.set_xscale("log")
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    ax.grid(alpha=0.3)
+    ax.set_title(title, fontsize=11)
+    if len(lines) > 1:
+        figure.legend(loc="outside right center", frameon=False)
     _save(figure, path)
 
 
