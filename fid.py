@@ -116,7 +116,7 @@ def draw(
     """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
     shape = model.config.network.image_shape
     images = np.empty((n, *shape), np.uint8)
-    with tqdm(total=n, desc=f"{settings.mode}, {settings.steps} steps", unit="image") as bar:
+    with tqdm(total=n, desc=f"{settings.sampler}, {settings.steps} steps", unit="image") as bar:
         for start in range(0, n, batch_size):
             indices = list(range(start, min(start + batch_size, n)))
             batch = sample(model.denoiser, settings, indices, model.config.seed, shape, use_amp)

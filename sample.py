@@ -75,7 +75,7 @@ def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> d
         "weights": model.fingerprint(),
         "dataset": model.config.dataset,
         "seed": model.config.seed,
-        "mode": settings.mode,
+        "sampler": settings.sampler,
         "steps": settings.steps,
         "eta": settings.eta,
         "clip": settings.clip,

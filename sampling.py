@@ -10,56 +10,70 @@ from torch import Tensor
 from batches import to_uint8
 from errors import UserError
 from model.denoiser import Denoiser
-from model.samplers import MODES, clipped, sigmas_of
+from model.samplers import SAMPLERS, SPACINGS, clipped
 from utils import ImageNoise, autocast
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    mode: str  # a row of samplers.MODES
+    sampler: str  # a row of samplers.SAMPLERS
     steps: int
-    eta: float | None  # None where the mode fixes it
+    eta: float | None  # None where the sampler fixes it
     clip: bool = True
 
     def tag(self) -> str:
         """For file names: ddim_steps100_eta0.0."""
         eta = "" if self.eta is None else f"_eta{self.eta}"
-        return f"{self.mode.lower()}_steps{self.steps}{eta}" + ("" if self.clip else "_noclip")
+        return f"{self.sampler}_steps{self.steps}{eta}" + ("" if self.clip else "_noclip")
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampler")
-    group.add_argument("--mode", choices=list(MODES), help="default: the process's own")
     group.add_argument(
-        "--steps", type=int, help="network evaluations (default: 100 for DDIM, n_T for DDPM)"
+        "--sampler", "--mode", type=str.lower, choices=list(SAMPLERS),
+        help="default: the process's own, ddim for DDPM and heun for EDM",
+    )  # fmt: skip
+    group.add_argument(
+        "--steps", type=int, help="default: the process's own (100 for DDPM, 18 for EDM); ddpm: all"
     )
     group.add_argument(
-        "--eta", type=float, help="DDIM's noise, 0 (default, deterministic) to 1 (ancestral)"
-    )
+        "--eta", type=float,
+        help="noise, from 0 (default, deterministic) to 1: ancestral for ddim, full churn for heun",
+    )  # fmt: skip
     group.add_argument("--no_clip", action="store_true", help="do not clip x0 to [-1, 1]")
 
 
 def sampler_settings(
     denoiser: Denoiser,
-    mode: str | None = None,
+    sampler: str | None = None,
     steps: int | None = None,
     eta: float | None = None,
     clip: bool = True,
 ) -> SamplerSettings:
-    """Fills in the defaults of the process and the mode. Raises UserError for what cannot be."""
-    mode = mode or denoiser.default_mode
-    row = MODES[mode]
+    """Fills in the defaults of the process and the sampler. Raises UserError for what cannot be."""
+    sampler = sampler or denoiser.default_sampler
+    row = SAMPLERS[sampler]
     if steps is None:
         steps = denoiser.default_steps if row.steps is None else row.steps or denoiser.n_T
-    if not 1 <= steps <= denoiser.n_T:
-        raise UserError(f"--steps {steps}: give 1 to {denoiser.n_T}")
+    if steps < 1:
+        raise UserError(f"--steps {steps}: give at least 1")
+    noise_levels(denoiser, steps)
     if eta is not None and not row.takes_eta:
-        raise UserError(f"--eta: --mode {mode} fixes it; leave it out or use --mode DDIM")
+        takes = ", ".join(name for name, row in SAMPLERS.items() if row.takes_eta)
+        raise UserError(f"--eta: --sampler {sampler} fixes it; those that take it: {takes}")
     if row.takes_eta:
         eta = 0.0 if eta is None else eta
         if not 0 <= eta <= 1:
-            raise UserError(f"--eta {eta}: give 0 (deterministic) to 1 (ancestral)")
-    return SamplerSettings(mode, steps, eta, clip)
+            raise UserError(f"--eta {eta}: give 0 (deterministic) to 1 (the most noise)")
+    return SamplerSettings(sampler, steps, eta, clip)
+
+
+def noise_levels(denoiser: Denoiser, steps: int) -> list[float]:
+    """The falling noise levels of a sampler, and the final 0. Raises UserError."""
+    try:
+        return SPACINGS[denoiser.default_spacing](denoiser, steps)
+    except ValueError as error:
+        raise UserError(f"--steps {steps}: {error}") from None
 
 
 @torch.no_grad()
@@ -73,25 +87,32 @@ def sample(
 ) -> Tensor:
     """The images with these indices: (N, C, H, W) uint8, on the denoiser's device.
 
-    Starting and step noise depend on the seed and each index alone.
+    Starting and step noise depend on the seed and each index alone. Everything outside the
+    network is in float64, except on MPS, which has none.
     """
     device = next(denoiser.parameters()).device
-    row = MODES[settings.mode]
-    options = dict(row.options) if settings.eta is None else {**row.options, "eta": settings.eta}
-    sigmas = sigmas_of(denoiser, denoiser.sampling_timesteps(settings.steps))
+    row = SAMPLERS[settings.sampler]
+    options = dict(row.options) | (denoiser.churn if row.takes_churn else {})
+    if settings.eta is not None:
+        options["eta"] = settings.eta
+    sigmas = noise_levels(denoiser, settings.steps)
     noise = ImageNoise(seed, indices, image_shape, device)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         with autocast(device, use_amp):
             return denoiser(x, sigma)
 
+    def draw() -> Tensor:
+        return noise.draw().to(dtype)
+
     D = clipped(denoise) if settings.clip else denoise
-    return to_uint8(row.sampler(D, sigmas[0] * noise.draw(), sigmas, noise.draw, **options))
+    return to_uint8(row.run(D, sigmas[0] * draw(), sigmas, draw, **options))
 
 
 def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
     """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
-    return sampler_settings(denoiser, args.mode, args.steps, args.eta, not args.no_clip)
+    return sampler_settings(denoiser, args.sampler, args.steps, args.eta, not args.no_clip)
 
 
 def default_samples_folder(save_dir: str | Path, epoch: int, settings: SamplerSettings) -> Path:

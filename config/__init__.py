@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from config.schema import Config
+from config.schema import PROCESSES, Config
 from errors import UserError
 
 __all__ = ["Config", "config_differences", "load_config", "parse_config"]
@@ -39,10 +39,15 @@ def parse_config(values: dict, overrides: list[str] = (), source: str = "config"
     """Checks a nested dict, such as the one inside a checkpoint. Raises UserError."""
     for override in overrides:
         values = _with_override(values, override)
+    name = values.get("model_type", next(iter(PROCESSES)))
+    if name not in PROCESSES:
+        raise UserError(f"{source}: model_type: no '{name}': there are {', '.join(PROCESSES)}")
+    kind = PROCESSES[name]
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(f"{source}: {_explain(e)}" for e in error.errors())) from None
+        lines = [f"{source}: {_explain(e, kind)}" for e in error.errors()]
+        raise UserError("\n".join(lines)) from None
 
 
 def config_differences(ours: Config, theirs: Config, ignore: set[str] = frozenset()) -> list[str]:
@@ -82,22 +87,22 @@ def _with_override(values: dict, override: str) -> dict:
     return values
 
 
-def _explain(error: dict) -> str:
+def _explain(error: dict, kind: type[Config]) -> str:
     path = [part for part in error["loc"] if isinstance(part, str)]
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = _keys_of(path[:-1])
+        known = _keys_of(kind, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return f"unknown key '{key}': {hint}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key}: {message} (found {error['input']!r})"
 
 
-def _keys_of(path: list[str]) -> list[str]:
-    section: type[BaseModel] = Config
+def _keys_of(kind: type[Config], path: list[str]) -> list[str]:
+    section: type[BaseModel] = kind
     for name in path:
         section = section.model_fields[name].annotation
     return list(section.model_fields)

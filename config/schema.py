@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+AUGMENT_LABELS = 9  # what the non-leaky augmentation tells the network
 NORM_GROUPS = 32  # groups of every norm inside a residual or attention block
 
 
@@ -25,6 +27,12 @@ class Section(BaseModel):
 
 
 class Diffusion(Section):
+    """What every process has. `augment_prob` is that of the non-leaky augmentation; 0: none."""
+
+    augment_prob: float = Field(0.0, ge=0, le=1)
+
+
+class DDPMDiffusion(Diffusion):
     """The forward process of DDPM (Ho et al. 2020): betas linear from the first to the second."""
 
     n_T: PositiveInt = 1000
@@ -36,6 +44,26 @@ class Diffusion(Section):
         if not 0 < betas[0] < betas[1] < 1:
             raise ValueError("betas must satisfy 0 < first < second < 1")
         return betas
+
+
+class EDMDiffusion(Diffusion):
+    """EDM (Karras et al. 2022, table 1): log-normal sigma in training, a rho grid and churn."""
+
+    sigma_data: PositiveFloat = 0.5  # standard deviation of the images in [-1, 1]
+    p_mean: float = -1.2  # of ln(sigma) in training
+    p_std: PositiveFloat = 1.2
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+    S_min: NonNegativeFloat = 0.0  # churn only where S_min <= sigma <= S_max
+    S_max: NonNegativeFloat = float("inf")
+    S_noise: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _sigmas_in_order(self):
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError("sigma_min must be below sigma_max")
+        return self
 
 
 class Network(Section):
@@ -87,11 +115,13 @@ class Linear(Section):
 
 
 class Config(Section):
+    """What every experiment has; `PROCESSES` holds the classes that are whole."""
+
     dataset: str = "cifar10"
     classes: PositiveInt = 10
-    model_type: Literal["DDPM"] = "DDPM"
+    model_type: str
     net_type: Literal["UNet"] = "UNet"
-    diffusion: Diffusion = Diffusion()
+    diffusion: Diffusion
     network: Network = Network()
 
     n_epoch: PositiveInt = 60
@@ -113,3 +143,25 @@ class Config(Section):
     save_model: bool = True  # False: keep only latest.pth and best.pth
 
     linear: Linear = Linear()
+
+    @model_validator(mode="after")
+    def _augmentation_has_its_labels(self):
+        if self.diffusion.augment_prob and self.network.augment_dim != AUGMENT_LABELS:
+            raise ValueError(
+                f"diffusion.augment_prob needs network.augment_dim {AUGMENT_LABELS}: the network "
+                "is told how its input was augmented"
+            )
+        return self
+
+
+class DDPMConfig(Config):
+    model_type: Literal["DDPM"] = "DDPM"
+    diffusion: DDPMDiffusion = DDPMDiffusion()
+
+
+class EDMConfig(Config):
+    model_type: Literal["EDM"] = "EDM"
+    diffusion: EDMDiffusion = EDMDiffusion()
+
+
+PROCESSES = {"DDPM": DDPMConfig, "EDM": EDMConfig}  # by model_type; the first is the default

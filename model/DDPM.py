@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config.schema import Diffusion
+from config.schema import DDPMDiffusion
 from model.denoiser import Denoiser
 
 
@@ -17,11 +17,12 @@ class DDPM(Denoiser):
     """sigma_t = sqrt((1 - abar_t) / abar_t) for t = 1 .. n_T, so that
     x / sqrt(1 + sigma^2) = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps (eq. 4)."""
 
-    default_mode = "DDIM"
+    default_sampler = "ddim"
     default_steps = 100
+    default_spacing = "leading"
     probe_timesteps = (1, 11, 21)
 
-    def __init__(self, net: nn.Module, diffusion: Diffusion):
+    def __init__(self, net: nn.Module, diffusion: DDPMDiffusion):
         super().__init__(net)
         self.n_T = diffusion.n_T
         abar = linear_alphas_cumprod(diffusion.n_T, diffusion.betas)
@@ -29,7 +30,9 @@ class DDPM(Denoiser):
         self.register_buffer("sigmas", sigmas, persistent=False)
 
     def sigma(self, t: Tensor) -> Tensor:
-        return self.sigmas[t - 1]
+        low = t.long().clamp(1, self.n_T)
+        s, above = self.sigmas[low - 1], self.sigmas[low.clamp(max=self.n_T - 1)]
+        return s * (above / s) ** (t - low)
 
     def t(self, sigma: Tensor) -> Tensor:
         """The fractional timestep: linear in log sigma, exact at integers, clamped to 1..n_T."""
@@ -37,9 +40,6 @@ class DDPM(Denoiser):
         above = torch.searchsorted(self.sigmas, sigma).clamp(1, self.n_T - 1)
         low, high = self.sigmas[above - 1], self.sigmas[above]
         return above + torch.log(sigma / low) / torch.log(high / low)
-
-    def sampling_timesteps(self, steps: int) -> list[int]:
-        return [1 + i * self.n_T // steps for i in range(steps)]
 
     def training_sigma(self, u: Tensor) -> Tensor:
         return self.sigma((u * self.n_T).long().clamp(max=self.n_T - 1) + 1)

@@ -6,9 +6,10 @@ A process (DDPM, EDM) is a schedule and the coefficients of Karras et al. 2022
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,11 +19,14 @@ class Denoiser(nn.Module, ABC):
     The abstract methods take a tensor and return one of the same shape.
     """
 
-    default_mode: ClassVar[str]  # the sampler of sample.py, by its name in model/samplers.py
+    default_sampler: ClassVar[str]  # of sample.py, by its name in model/samplers.py
     default_steps: ClassVar[int]
+    default_spacing: ClassVar[str]  # of the sampler's noise levels, by its name there
     probe_timesteps: ClassVar[tuple[int, ...]]  # the grid of the linear probe
 
     n_T: int  # timesteps that people type run from 1 (almost clean) to n_T (almost pure noise)
+    rho: float = 7.0  # of the "karras" spacing
+    churn: Mapping[str, float] = {}  # heun's S_min, S_max and S_noise
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -30,11 +34,11 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise level of the timesteps t in 1..n_T (integers)."""
+        """The noise level of the timesteps t in 1..n_T, integers or between."""
 
     @abstractmethod
-    def sampling_timesteps(self, steps: int) -> list[int]:
-        """The reference's timesteps for `steps` sampling steps, ascending."""
+    def t(self, sigma: Tensor) -> Tensor:
+        """The inverse of `sigma`, clamped to 1..n_T."""
 
     @abstractmethod
     def training_sigma(self, u: Tensor) -> Tensor:
@@ -56,40 +60,57 @@ class Denoiser(nn.Module, ABC):
     def c_noise(self, sigma: Tensor) -> Tensor: ...
 
     @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and the highest noise level, those of t = 1 and t = n_T."""
+        ends = torch.tensor([1, self.n_T], device=next(self.parameters()).device)
+        low, high = self.sigma(ends).tolist()
+        return low, high
+
+    @property
     def block_names(self) -> list[str]:
         return self.net.block_names
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
-        """x: (N, C, H, W), sigma: (N,) -> the expected clean image, (N, C, H, W), unclipped."""
+        """x: (N, C, H, W), sigma: (N,) -> the expected clean image, (N, C, H, W), unclipped.
+
+        In the precision of x; the network itself gets float32.
+        """
         s = _per_image(sigma)
-        f = self.net(self.c_in(s) * x, self.c_noise(sigma))
+        f = self._net(self.c_in(s) * x, self.c_noise(sigma))
         return self.c_skip(s) * x + self.c_out(s) * f
 
-    def loss(self, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the network output per image: (N,), before any weighting.
+    def loss(
+        self, x0: Tensor, sigma: Tensor, noise: Tensor, augment: Tensor | None = None
+    ) -> Tensor:
+        """Mean squared error of the network output per image: (N,).
 
-        x0: (N, C, H, W) in [-1, 1], sigma: (N,), noise: like x0, standard normal. For eps
-        prediction this is DDPM's L_simple (Ho et al. 2020, eq. 14).
+        x0: (N, C, H, W) in [-1, 1], sigma: (N,), noise: like x0, standard normal, augment:
+        (N, augment_dim), how x0 was augmented. For eps prediction this is DDPM's L_simple (Ho et
+        al. 2020, eq. 14), for EDM the loss with w = 1 / c_out^2 (Karras et al. 2022, eq. 8).
         """
         s = _per_image(sigma)
         x = x0 + s * noise
-        f = self.net(self.c_in(s) * x, self.c_noise(sigma))
+        f = self._net(self.c_in(s) * x, self.c_noise(sigma), augment)
         target = (x0 - self.c_skip(s) * x) / self.c_out(s)
         return (f.float() - target).square().mean(dim=(1, 2, 3))
 
     def features(
-        self, x0: Tensor, t: int, noise: Tensor, blocks: Collection[str]
+        self, x0: Tensor, t: float | Tensor, noise: Tensor, blocks: Collection[str]
     ) -> dict[str, Tensor]:
         """Spatial means of the named decoder blocks on x0 + sigma_t * noise: {name: (N, C)}.
 
-        x0, noise: (N, C, H, W). Raises ValueError for a block that the network does not have.
+        x0, noise: (N, C, H, W); t: one for all or (N,), in 1..n_T, whole or between. Raises
+        ValueError for a block that the network does not have.
         """
         unknown = set(blocks) - set(self.block_names)
         if unknown or not blocks:
             raise ValueError(f"no block {sorted(unknown)}; there are {', '.join(self.block_names)}")
-        sigma = self.sigma(x0.new_full((len(x0),), t).long())
+        sigma = self.sigma(torch.as_tensor(t, device=x0.device).expand(len(x0)))
         s = _per_image(sigma)
-        return self.net(self.c_in(s) * (x0 + s * noise), self.c_noise(sigma), blocks=blocks)
+        return self._net(self.c_in(s) * (x0 + s * noise), self.c_noise(sigma), blocks=blocks)
+
+    def _net(self, x: Tensor, c_noise: Tensor, augment=None, blocks=None):
+        return self.net(x.float(), c_noise.float(), augment=augment, blocks=blocks)
 
 
 def _per_image(sigma: Tensor) -> Tensor:

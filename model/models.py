@@ -5,9 +5,10 @@ from torch import nn
 from config import Config
 from model.DDPM import DDPM
 from model.denoiser import Denoiser
+from model.EDM import EDM
 from model.unet import UNet
 
-PROCESSES = {"DDPM": DDPM}
+PROCESSES = {"DDPM": DDPM, "EDM": EDM}
 NETWORKS = {"UNet": UNet}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from config.schema import Diffusion
+from config.schema import DDPMDiffusion
 from model.DDPM import DDPM
 
 
@@ -19,7 +19,7 @@ class OptimalEps(nn.Module):
         self.s = s
         self.process: DDPM | None = None
 
-    def forward(self, x, c_noise, blocks=None):
+    def forward(self, x, c_noise, augment=None, blocks=None):
         t = (c_noise * 1000).round().long()
         sigma = self.process.sigmas[t - 1].view(-1, 1, 1, 1)
         x = x / self.process.c_in(sigma)
@@ -28,7 +28,7 @@ class OptimalEps(nn.Module):
 
 def gaussian_denoiser(s: float) -> DDPM:
     net = OptimalEps(s)
-    denoiser = DDPM(net, Diffusion())
+    denoiser = DDPM(net, DDPMDiffusion())
     object.__setattr__(net, "process", denoiser)  # not as a submodule: that would be a cycle
     return denoiser
 

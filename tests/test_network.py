@@ -6,7 +6,7 @@ import torch
 from conftest import reference_weight, standard_normal
 
 from config import load_config, parse_config
-from config.schema import Diffusion, Network
+from config.schema import DDPMDiffusion, Network
 from model.DDPM import DDPM, linear_alphas_cumprod
 from model.models import build_denoiser
 from model.unet import UNet
@@ -58,7 +58,7 @@ def test_alphas_cumprod_equal_the_reference(reference):
 
 def test_loss_per_image_equals_the_reference(reference):
     net, _ = reference_net(reference, "ddpm_tiny")
-    denoiser = DDPM(net, Diffusion()).eval()
+    denoiser = DDPM(net, DDPMDiffusion()).eval()
     values = reference[1]
     image = torch.from_numpy(standard_normal("image", (4, 3, 32, 32)))
     noise = torch.from_numpy(standard_normal("noise", (4, 3, 32, 32)))

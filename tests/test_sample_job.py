@@ -37,7 +37,7 @@ def test_writes_images_a_grid_and_what_made_them(call, folder):
     assert all(image.shape == (8, 8) for image in images.values())
     assert np.array(Image.open(folder / "grid.png")).shape[-1] == 3
     facts = json.loads((folder / "samples.json").read_text())
-    assert (facts["n"], facts["mode"], facts["steps"], facts["eta"]) == (5, "DDIM", 4, 0.0)
+    assert (facts["n"], facts["sampler"], facts["steps"], facts["eta"]) == (5, "ddim", 4, 0.0)
     assert facts["seconds"] > 0
     assert facts["images_per_s"] > 0
     assert facts["peak_memory_mb"] > 0
@@ -73,7 +73,7 @@ def test_more_images_extend_a_set(call, folder):
 @pytest.mark.parametrize(("change", "names"), [
     (("--seed", "3"), "seed: 3, not 0"),
     (("--no_clip", "--output_dir", "{folder}"), "clip: False, not True"),
-    (("--mode", "DDPM", "--output_dir", "{folder}"), "mode: DDPM, not DDIM"),
+    (("--mode", "DDPM", "--output_dir", "{folder}"), "sampler: ddpm, not ddim"),
 ])  # fmt: skip
 def test_two_ways_do_not_mix(call, folder, capsys, change, names):
     call()

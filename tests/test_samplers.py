@@ -3,10 +3,17 @@
 import pytest
 import torch
 
-from config.schema import Diffusion
+from config.schema import DDPMDiffusion
 from errors import UserError
 from model.DDPM import DDPM
-from model.samplers import MODES, beta_variance, clipped, ddim, posterior_variance, sigmas_of
+from model.samplers import (
+    SAMPLERS,
+    beta_variance,
+    clipped,
+    ddim,
+    leading,
+    posterior_variance,
+)  # fmt: skip
 from sampling import sample, sampler_settings
 
 SHAPE = (8192, 1, 1, 1)
@@ -14,7 +21,7 @@ SHAPE = (8192, 1, 1, 1)
 
 @pytest.fixture(scope="module")
 def process() -> DDPM:
-    return DDPM(torch.nn.Linear(1, 1), Diffusion())
+    return DDPM(torch.nn.Linear(1, 1), DDPMDiffusion())
 
 
 def gaussian(s: float):
@@ -35,7 +42,7 @@ def noise_source(seed: int):
 ])  # fmt: skip
 def test_sampler_returns_the_standard_deviation_of_the_data(process, options):
     s = 0.5
-    sigmas = sigmas_of(process, list(range(1, 1001)))
+    sigmas = leading(process, 1000)
     noise = noise_source(0)
     x = ddim(gaussian(s), sigmas[0] * noise(), sigmas, noise, **options)
     assert x.std().item() == pytest.approx(s, rel=0.03)  # 8192 draws: standard error 0.8 %
@@ -57,7 +64,7 @@ def test_deterministic_ddim_converges_at_first_order(process):
 
 def test_the_last_step_lands_on_x0(process):
     x0 = torch.rand(SHAPE, dtype=torch.float64)
-    sigmas = sigmas_of(process, [1, 500, 1000])
+    sigmas = leading(process, 3)
     result = ddim(lambda x, sigma: x0, 100 * torch.ones_like(x0), sigmas, noise_source(1), eta=1.0)
     assert torch.equal(result, x0)
 
@@ -75,9 +82,14 @@ def test_variances_are_those_of_the_paper(process):
 
 
 def test_default_timesteps_are_the_references(process):
-    assert process.sampling_timesteps(100) == list(range(1, 1000, 10))
-    assert process.sampling_timesteps(1000) == list(range(1, 1001))
-    uneven = process.sampling_timesteps(300)
+    def timesteps(steps: int) -> list[int]:
+        *sigmas, last = leading(process, steps)
+        assert last == 0
+        return process.t(torch.tensor(sigmas)).round().int().tolist()[::-1]
+
+    assert timesteps(100) == list(range(1, 1000, 10))
+    assert timesteps(1000) == list(range(1, 1001))
+    uneven = timesteps(300)
     assert uneven[0] == 1
     assert uneven[-1] > 990
     assert len(set(uneven)) == 300
@@ -119,7 +131,7 @@ def test_ddim_equals_diffusers(process, eps_net):
     x = vp_start(0)
     for t in scheduler.timesteps:
         x = scheduler.step(eps_net(x, t.item() + 1), t, x).prev_sample
-    sigmas = sigmas_of(process, process.sampling_timesteps(100))
+    sigmas = leading(process, 100)
     start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
     ours = ddim(as_denoiser(process, eps_net), start, sigmas, None)
     torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
@@ -139,7 +151,7 @@ def test_ddpm_equals_diffusers(process, eps_net, theirs, variance):
     for t in range(999, -1, -1):
         x = scheduler.step(eps_net(x, t + 1), t, x, generator=draw).prev_sample
     draw = torch.Generator().manual_seed(7)
-    sigmas = sigmas_of(process, list(range(1, 1001)))
+    sigmas = leading(process, 1000)
     start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
     ours = ddim(
         as_denoiser(process, eps_net), start, sigmas, eta=1.0, variance=variance,
@@ -153,26 +165,26 @@ def test_clipping():
     assert D(torch.tensor([-1.0, 0.2, 1.0]), None).tolist() == pytest.approx([-1, 0.6, 1])
 
 
-def test_every_mode_draws_images_that_depend_on_seed_and_index_alone(tiny_config):
+def test_every_sampler_draws_images_that_depend_on_seed_and_index_alone(tiny_config):
     from model.models import build_denoiser
 
     torch.manual_seed(0)
     denoiser = build_denoiser(tiny_config).eval()
     shape = tiny_config.network.image_shape
-    for mode in MODES:
-        settings = sampler_settings(denoiser, mode, steps=5)
+    for sampler in SAMPLERS:
+        settings = sampler_settings(denoiser, sampler, steps=5)
         together = sample(denoiser, settings, [0, 1, 2, 3], 7, shape)
         apart = torch.cat([sample(denoiser, settings, i, 7, shape) for i in ([3], [1, 2])])
         difference = together[[3, 1, 2]].int() - apart.int()
-        assert difference.abs().max() <= 1, mode
+        assert difference.abs().max() <= 1, sampler
         other_seed = sample(denoiser, settings, [0, 1, 2, 3], 8, shape)
         assert not torch.equal(together, other_seed)
 
 
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"steps": 0}, "--steps 0"),
-    ({"steps": 1001}, "1 to 1000"),
-    ({"mode": "DDPM", "eta": 0.5}, "--eta"),
+    ({"steps": 1001}, "1001 steps from 1000"),
+    ({"sampler": "ddpm", "eta": 0.5}, "--eta"),
     ({"eta": 1.5}, "--eta 1.5"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(process, wrong, message):
