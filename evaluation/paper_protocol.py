@@ -109,6 +109,16 @@ def _noisy_features(
     return features_of
 
 
+def load_state(path: Path) -> dict | None:
+    """The state of an unfinished fit; None if there is none. Raises UserError if it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile):
+        raise UserError(f"{path}: damaged; delete it to fit from the start") from None
+
+
 def _save(path: Path, step: int, bank: HeadBank, adam: torch.optim.Adam) -> None:
     state = {"step": step, "bank": bank.state_dict(), "adam": adam.state_dict()}
     checkpoint.save(path, state)
@@ -116,12 +126,9 @@ def _save(path: Path, step: int, bank: HeadBank, adam: torch.optim.Adam) -> None
 
 def _resume(path: Path, bank: HeadBank, adam: torch.optim.Adam) -> int:
     """Puts the saved state into bank and adam. Returns the step to go on at, 0 without one."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    state = load_state(path)
+    if state is None:
         return 0
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise UserError(f"{path}: damaged; delete it to fit the heads from the start") from None
     bank.load_state_dict(state["bank"])
     adam.load_state_dict(state["adam"])
     log.info(f"going on at batch {state['step']:,} of {path}")
