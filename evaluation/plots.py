@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from files import replacing
 
@@ -96,19 +97,47 @@ def curves(
     """
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     ax = figure.subplots()
+    _draw_lines(ax, x, lines, x_label, y_label, spread, log_x)
+    ax.set_title(title, fontsize=11)
+    if len(lines) > 1:
+        figure.legend(loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def curve_panels(
+    path: Path,
+    x: Sequence[float],
+    panels: dict[str, dict[str, Sequence[float]]],
+    title: str,
+    x_label: str,
+) -> None:
+    """The lines of `curves`, one panel per y label, side by side; all with the same names.
+
+    Raises UserError if `path` cannot be written.
+    """
+    figure = Figure(figsize=(5.5 * len(panels) + 1, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (y_label, lines) in zip(axes, panels.items(), strict=True):
+        _draw_lines(ax, x, lines, x_label, y_label)
+    figure.suptitle(title, fontsize=11)
+    handles, names = axes[0].get_legend_handles_labels()
+    if len(names) > 1:
+        figure.legend(handles, names, loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False) -> None:
     colours = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
     for i, (name, y) in enumerate(lines.items()):
         half = (spread or {}).get(name)
         ax.errorbar(x, y, yerr=half, color=colours(i), label=name, marker="o", ms=4, capsize=3)
     if log_x:
         ax.set_xscale("log")
+    elif all(isinstance(value, int) for value in x):  # no tick at epoch 0.5
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     ax.grid(alpha=0.3)
-    ax.set_title(title, fontsize=11)
-    if len(lines) > 1:
-        figure.legend(loc="outside right center", frameon=False)
-    _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:

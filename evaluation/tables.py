@@ -38,11 +38,11 @@ def summary(results: list[CellResult], title: str, n_validation: int, n_test: in
         "",
         f"accuracy in % on the held-out 10 % of train ({n_validation:,} images), by heads that "
         "have not seen it: picks the cell",
-        _aligned(validation),
+        aligned(validation),
         "",
         f"accuracy in % on test ({n_test:,} images; in brackets the 95 % interval), by heads "
         "fitted on all of train",
-        _aligned(test),
+        aligned(test),
         "",
         *_headlines(results),
     ]
@@ -137,7 +137,8 @@ def _values(results: list[CellResult], field: str) -> np.ndarray:
     return np.array([[at[t, block] for t in timesteps] for block in blocks])
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of equal length as a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
