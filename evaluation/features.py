@@ -23,8 +23,8 @@ from files import replacing
 from model.denoiser import Denoiser
 from utils import amp_dtype, autocast, generator, log
 
-Cell = tuple[int, str]  # timestep, block
-FeatureFn = Callable[[Tensor, int, Tensor, Collection[str]], dict[str, Tensor]]
+Cell = tuple[float, str]  # timestep, block
+FeatureFn = Callable[[Tensor, float, Tensor, Collection[str]], dict[str, Tensor]]
 
 NOISE_CHUNK = 64  # images that share a generator: large enough to be fast
 
@@ -39,19 +39,41 @@ class FeatureSource:
 
     features: FeatureFn
     block_names: list[str]
-    timesteps: range  # those that may be asked for
+    timesteps: range  # from the first to the last, any between them may be asked for
     default_timesteps: tuple[int, ...]
     fingerprint: str
+    denoiser: Denoiser | None = None  # whose noise levels the timesteps are; None: no noise
 
-    def check(self, timesteps: Collection[int], blocks: Collection[str]) -> None:
+    def check(self, timesteps: Collection[float], blocks: Collection[str]) -> None:
         """Raises UserError for a timestep or block that is not there."""
+        first, last = self.timesteps[0], self.timesteps[-1]
         for t in timesteps:
-            if t not in self.timesteps:
-                first, last = self.timesteps[0], self.timesteps[-1]
+            if not first <= t <= last:
                 raise UserError(f"timestep {t}: outside {first}..{last}, those of this probe")
         for block in blocks:
             if block not in self.block_names:
                 raise UserError(f"no block '{block}': there are {', '.join(self.block_names)}")
+
+    def sigma(self, t: float) -> float | None:
+        """The noise level of a timestep, to 6 digits; None where there is no noise."""
+        if self.denoiser is None:
+            return None
+        device = next(self.denoiser.parameters()).device
+        return float(f"{self.denoiser.sigma(torch.tensor([t], device=device)).item():.6g}")
+
+    def timestep(self, sigma: float) -> float:
+        """The timestep of a noise level: an int if it is one, else between two.
+
+        Raises UserError for a level that the process does not reach.
+        """
+        if self.denoiser is None:
+            raise UserError(f"sigma {sigma:g}: there is no noise on {self.fingerprint}")
+        low, high = (float(f"{end:.6g}") for end in self.denoiser.sigma_range)
+        if not low <= sigma <= high:
+            raise UserError(f"sigma {sigma:g}: outside {low:g}..{high:g}, those of this process")
+        device = next(self.denoiser.parameters()).device
+        t = round(self.denoiser.t(torch.tensor([sigma], device=device)).item(), 6)
+        return round(t) if self.sigma(round(t)) == float(f"{sigma:.6g}") else t
 
 
 def network_source(denoiser: Denoiser, fingerprint: str, use_amp: bool) -> FeatureSource:
@@ -59,7 +81,7 @@ def network_source(denoiser: Denoiser, fingerprint: str, use_amp: bool) -> Featu
     device = next(denoiser.parameters()).device
     precision = (amp_dtype(device) if use_amp else None) or torch.float32
 
-    def features(x0: Tensor, t: int, noise: Tensor, blocks: Collection[str]) -> dict[str, Tensor]:
+    def features(x0: Tensor, t: float, noise: Tensor, blocks: Collection[str]) -> dict[str, Tensor]:
         with autocast(device, use_amp):
             return denoiser.features(x0, t, noise, blocks)
 
@@ -69,6 +91,7 @@ def network_source(denoiser: Denoiser, fingerprint: str, use_amp: bool) -> Featu
         timesteps=range(1, denoiser.n_T + 1),
         default_timesteps=tuple(t for t in denoiser.probe_timesteps if t <= denoiser.n_T),
         fingerprint=f"{fingerprint}-{str(precision).removeprefix('torch.')}",
+        denoiser=denoiser,
     )
 
 
@@ -106,7 +129,7 @@ class Extractor:
         return self.n_forwards / self.seconds if self.seconds else None
 
     def __call__(
-        self, dataset: Dataset, timesteps: Collection[int], blocks: Collection[str]
+        self, dataset: Dataset, timesteps: Collection[float], blocks: Collection[str]
     ) -> dict[Cell, np.ndarray]:
         """{(t, block): (N, C) float32}, in the order of the dataset; memory-mapped if kept."""
         if self.folder is None:
@@ -129,7 +152,9 @@ class Extractor:
         }
 
     @torch.no_grad()
-    def _compute(self, dataset: Dataset, t: int, blocks: Collection[str]) -> dict[str, np.ndarray]:
+    def _compute(
+        self, dataset: Dataset, t: float, blocks: Collection[str]
+    ) -> dict[str, np.ndarray]:
         batches = Batches(dataset.images, dataset.labels, self.batch_size, self.device)
         noises = _noise(
             len(dataset), batches.batch_size, dataset.images.shape[1:],
@@ -178,7 +203,7 @@ def save_features(path: Path, datasets: list[Dataset], features: list[dict[Cell,
         np.savez(file, **arrays)
 
 
-def _file(folder: Path, t: int, block: str) -> Path:
+def _file(folder: Path, t: float, block: str) -> Path:
     return folder / f"t{t}_{block}.npy"
 
 

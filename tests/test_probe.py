@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from batches import Batches
+from config import parse_config
 from config.schema import Linear
 from datasets import Dataset
 from errors import UserError
@@ -276,3 +277,33 @@ def test_cached_probe_reads_classes_from_features_and_not_from_random_labels(toy
     (result,) = probe_cached(Extractor(toy_source(), CPU), noise, noise, [1], ["a"])
     assert result.test_accuracy > 0.6  # memorised: it was fitted on these
     assert result.validation_accuracy < 0.6
+
+
+# --- noise levels
+
+
+@pytest.mark.parametrize("process", ["DDPM", "EDM"])
+def test_a_sigma_is_a_timestep_between_two_and_exact_at_whole_ones(tiny_config, process):
+    config = parse_config(tiny_config.model_dump() | {"model_type": process, "diffusion": {}})
+    denoiser = build_denoiser(config).eval()
+    source = network_source(denoiser, "0", use_amp=False)
+    for t in (1, 2, 9, denoiser.n_T):
+        found = source.timestep(source.sigma(t))
+        assert found == t
+        assert isinstance(found, int)  # so that its features are those of --timesteps
+    t = source.timestep(0.06)
+    assert t == pytest.approx({"DDPM": 15.004, "EDM": 4.001}[process], abs=1e-3)
+    assert t != round(t)
+    assert source.sigma(t) == 0.06
+    x0, noise = torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8)
+    features = source.features(x0, t, noise, ["out_1"])["out_1"]
+    between = denoiser.sigma(torch.tensor([float(t)])).expand(2)
+    s = between.view(-1, 1, 1, 1)
+    oracle = denoiser.net(denoiser.c_in(s) * s * noise, denoiser.c_noise(between), blocks=["out_1"])
+    torch.testing.assert_close(features, oracle["out_1"])
+    low, high = denoiser.sigma_range
+    for sigma in (0.9 * low, 1.1 * high):
+        with pytest.raises(UserError, match=rf"outside {low:g}\.\.{high:g}"):
+            source.timestep(sigma)
+    with pytest.raises(UserError, match="no noise"):
+        pixel_source().timestep(0.06)
