@@ -2,12 +2,13 @@
 
 Contrastive learning asks two things of unit vectors: that two views of an image lie together, and
 that the images spread over the sphere. Here a view is an image with its own noise of timestep t,
-and the network was never asked for either. Vectors of any set of images count the same whatever
-the batch size: alignment is taken over each image's two views, uniformity over all pairs of
-different images of a view.
+and the network was never asked for either. Alignment is taken over each image's two views,
+uniformity over all pairs of different images in a view: neither knows of batches or processes.
 """
 
+import json
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,11 +16,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets import Dataset
+from errors import UserError
 from evaluation.features import Extractor, FeatureSource
+from evaluation.plots import curve_panels
+from evaluation.tables import aligned
 from utils import derive_seed
 
-METRICS = ("alignment", "uniformity")
 POTENTIAL_T = 2.0  # t of the Gaussian potential, the paper's choice
+LABELS = {
+    "alignment": "alignment: mean |x - y|² of two noisy views",
+    "uniformity": f"uniformity: log mean exp(-{POTENTIAL_T:g} |x - y|²) of all pairs",
+}
+METRICS = tuple(LABELS)
 ROWS = 1000  # of the matrix of all pairs, held in memory at a time
 
 
@@ -75,3 +83,40 @@ def measure(
         values["alignment"][block] = alignment(x, y)
         values["uniformity"][block] = (uniformity(x) + uniformity(y)) / 2
     return values
+
+
+def kept_rows(path: Path) -> list[dict]:
+    """The measurements of earlier calls. Raises UserError if the file is not theirs."""
+    if not path.exists():
+        return []
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; delete it to measure everything again") from None
+
+
+def row_of(rows: list[dict], settings: dict) -> dict:
+    """The row of `rows` with these settings; a new one, without values, if there is none."""
+    for row in rows:
+        if settings.items() <= row.items():
+            return row
+    rows.append(settings | {metric: {} for metric in METRICS})
+    return rows[-1]
+
+
+def table(rows: list[dict], metric: str, blocks: list[str]) -> str:
+    """Epoch x block."""
+    body = [[str(row["epoch"]), *(f"{row[metric][block]:.5f}" for block in blocks)] for row in rows]
+    return aligned([["epoch", *blocks], *body])
+
+
+def figure(path: Path, rows: list[dict], blocks: list[str], title: str) -> None:
+    """Both metrics over the epochs, one line per block.
+
+    Raises UserError if `path` cannot be written.
+    """
+    panels = {
+        LABELS[metric]: {block: [row[metric][block] for row in rows] for block in blocks}
+        for metric in METRICS
+    }
+    curve_panels(path, [row["epoch"] for row in rows], panels, title, "epoch")

@@ -1,0 +1,131 @@
+"""Alignment and uniformity of every block's features, over the checkpoints of a run."""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import distributed
+from checkpoint import TrainedModel, saved_epochs, versions
+from cli import config_of, dataset_of, job, job_parser, model_of
+from datasets import SPLITS, Dataset
+from errors import UserError
+from evaluation.contrastive import LABELS, METRICS, figure, kept_rows, measure, row_of, table
+from evaluation.features import network_source
+from files import write_json
+from utils import generator, log, pick_device
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__)
+    parser.set_defaults(epoch=None)  # all that --epoch_interval chooses
+    parser.add_argument(
+        "--epoch_interval", type=int, default=1, metavar="N",
+        help="of the saved epochs the first, then each that is N or more after the one before, "
+        "and the newest; --epoch or --ckpt is one checkpoint instead",
+    )  # fmt: skip
+    parser.add_argument("--timestep", type=int, help="default: the config's linear.timestep")
+    parser.add_argument("--blocks", metavar="NAME,NAME", help="default: all")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="whose images")
+    parser.add_argument("--n", type=int, help="how many, drawn by the seed (default: all)")
+    parser.add_argument(
+        "--batch_size", type=int, default=512, help="images per forward; changes no number"
+    )
+    parser.add_argument("--output_dir", help="default: the run's save_dir")
+    args = parser.parse_args(argv)
+    if args.epoch_interval < 1 or args.batch_size < 1:
+        raise UserError("--epoch_interval and --batch_size must be at least 1")
+    if args.n is not None and args.n < 2:
+        raise UserError(f"--n {args.n}: uniformity is of pairs of images: give at least 2")
+    return args
+
+
+def at_interval(epochs: list[int], interval: int) -> list[int]:
+    """Of ascending epochs the first, each `interval` or more after the one taken, and the last."""
+    taken: list[int] = []
+    for epoch in epochs:
+        if not taken or epoch >= taken[-1] + interval or epoch == epochs[-1]:
+            taken.append(epoch)
+    return taken
+
+
+def for_each_model(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments once for every checkpoint, as `model_of` reads them."""
+    if args.ckpt is not None or args.epoch is not None:
+        return [args]
+    epochs = at_interval(saved_epochs(config_of(args).save_dir), args.epoch_interval)
+    newest = [-1]  # of none: `model_of` says what is missing
+    return [argparse.Namespace(**vars(args) | {"epoch": epoch}) for epoch in epochs or newest]
+
+
+def some_images(dataset: Dataset, n: int | None, seed: int) -> Dataset:
+    """n images drawn by the seed, in the order of the dataset; all if n is None."""
+    order = torch.randperm(len(dataset), generator=generator("cpu", seed, "contrastive")).numpy()
+    index = np.sort(order[:n])
+    return dataclasses.replace(dataset, images=dataset.images[index], labels=dataset.labels[index])
+
+
+def measured(
+    args: argparse.Namespace, model: TrainedModel, images: Dataset, path: Path, device: torch.device
+) -> tuple[dict, list[str]]:
+    """The row of a checkpoint and its blocks; what is not yet in the file `path` is added there.
+
+    Raises UserError for a timestep or block that is not there.
+    """
+    config = model.config
+    source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
+    t = config.linear.timestep if args.timestep is None else args.timestep
+    blocks = list(dict.fromkeys(args.blocks.split(","))) if args.blocks else source.block_names
+    source.check([t], blocks)
+    rows = kept_rows(path)
+    settings = {
+        "epoch": model.epoch, "fingerprint": source.fingerprint, "t": t, "seed": config.seed,
+        "dataset": images.name, "split": images.split, "n_images": len(images),
+        "images_fingerprint": images.fingerprint(),
+    }  # fmt: skip
+    row = row_of(rows, settings)
+    missing = [block for block in blocks if block not in row["alignment"]]
+    if not missing:
+        log.info(f"epoch {model.epoch}: kept in {path}")
+        return row, blocks
+    start = time.perf_counter()
+    values = measure(source, images, t, missing, device, config.seed, args.batch_size)
+    for metric in METRICS:
+        row[metric] |= values[metric]
+    seconds = time.perf_counter() - start
+    row |= {"checkpoint": str(model.path), "seconds": row.get("seconds", 0.0) + seconds}
+    log.info(f"epoch {model.epoch}: measured in {seconds:.1f} s")
+    if distributed.is_main():
+        facts = {"device": device.type, "use_amp": args.use_amp, "versions": versions()}
+        write_json(path, {"measurements": rows, **facts, "config": config.model_dump(mode="json")})
+    return row, blocks
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    device = pick_device(args.device)
+    images, rows = None, []
+    for one in for_each_model(args):
+        model = model_of(one, device)
+        path = Path(args.output_dir or model.config.save_dir) / "contrastive.json"
+        if images is None:  # the same for every checkpoint of a run
+            dataset = dataset_of(args, model.config, args.split)
+            images = some_images(dataset, args.n, model.config.seed)
+        row, blocks = measured(args, model, images, path, device)
+        rows.append(row)
+    title = f"{images.name} {images.split}, {len(images):,} images, t={row['t']}"
+    print(title)
+    for metric in METRICS:
+        print(f"\n{LABELS[metric]}\n{table(rows, metric, blocks)}")
+    if distributed.is_main():
+        figure(path.with_suffix(".png"), rows, blocks, f"features on the unit sphere: {title}")
+    print(f"\nwrote {path} and {path.with_suffix('.png')}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
