@@ -1,17 +1,21 @@
 """What every job's command line shares: its arguments, and how a user's mistake is answered."""
 
 import argparse
+import contextlib
 import functools
+import os
 import signal
 import sys
 from pathlib import Path
 
 import torch
 
+import distributed
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
 from datasets import Dataset, load_dataset
 from errors import UserError
+from model.input_scale import INPUT_SCALES
 from utils import setup_logging
 
 OUT_OF_MEMORY = (
@@ -29,24 +33,43 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def job(main):
-    """Decorates a job's `main(argv=None)`: a UserError ends it with its message and exit code 2."""
+    """Decorates a job's `main(argv=None)`: a UserError ends it with its message and exit code 2.
+
+    Of several processes only rank 0 prints. What ends all of them is said once; any other
+    exception ends its process with a traceback, whereupon torchrun ends the others.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None):
+        distributed.start()
         setup_logging()
         try:
-            return main(argv)
+            with only_main_prints():
+                result = main(argv)
         except UserError as error:
-            message = str(error)
+            message, code = f"error: {error}", 2
         except torch.OutOfMemoryError:
-            message = OUT_OF_MEMORY
+            message, code = f"error: {OUT_OF_MEMORY}", 2
         except KeyboardInterrupt:
-            print("interrupted; what was finished is kept", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGINT) from None
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(2)
+            message, code = "interrupted; what was finished is kept", 128 + signal.SIGINT
+        else:
+            distributed.stop()  # not after an error: it may wait for a rank that has failed
+            return result
+        if distributed.says_first(message):
+            print(message, file=sys.stderr)
+        raise SystemExit(code)
 
     return wrapped
+
+
+@contextlib.contextmanager
+def only_main_prints():
+    """Drops the standard output of all ranks but the first."""
+    if distributed.is_main():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
@@ -63,8 +86,14 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
             "--epoch", type=int, default=-1, help="which model_<epoch>.pth; -1 is the newest"
         )
         parser.add_argument(
-            "--ckpt", "--checkpoint", metavar="PATH", help="a checkpoint, instead of --epoch"
-        )
+            "--ckpt", "--checkpoint", metavar="PATH",
+            help="a checkpoint, instead of --epoch; one of FutureXiang/ddae or the public "
+            "tiny-ddae needs --config too",
+        )  # fmt: skip
+        parser.add_argument(
+            "--input_scale", choices=list(INPUT_SCALES),
+            help="what a foreign checkpoint was trained on, if not [-1, 1]; tiny-ddae: [-3, 1]",
+        )  # fmt: skip
     parser.add_argument("--data_dir", default="data", help="where the datasets are")
     parser.add_argument(
         "--skip_bad_images", action="store_true", help="leave out images that cannot be read"
@@ -93,7 +122,8 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def dataset_of(args: argparse.Namespace, config: Config, split: str) -> Dataset:
     """The "train" or "test" split of the config's dataset, from --data_dir. Raises UserError."""
-    return load_dataset(config, args.data_dir, split, args.skip_bad_images)
+    with distributed.main_first():  # it downloads, and keeps what it has decoded
+        return load_dataset(config, args.data_dir, split, args.skip_bad_images)
 
 
 def model_of(args: argparse.Namespace, device: torch.device) -> TrainedModel:
@@ -103,6 +133,8 @@ def model_of(args: argparse.Namespace, device: torch.device) -> TrainedModel:
     """
     if args.ckpt is None:
         config = config_of(args)
-        return load_denoiser(find(config.save_dir, args.epoch), device, config)
-    config = None if args.config is None else config_of(args)
-    return load_denoiser(Path(args.ckpt), device, config, overrides_of(args))
+        path = find(config.save_dir, args.epoch)
+    else:
+        config = None if args.config is None else config_of(args)
+        path = Path(args.ckpt)
+    return load_denoiser(path, device, config, overrides_of(args), args.input_scale)

@@ -4,7 +4,10 @@ Every rank runs the same job. Work is divided by place (of an image in its datas
 in the global batch), so that results do not depend on the number of processes; rank 0 writes.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -14,11 +17,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from errors import UserError
 
+# The others wait while rank 0 downloads or decodes; that a rank has died is torchrun's to notice.
+TIMEOUT = timedelta(days=1)
+
 
 def start() -> None:
     """Joins the process group if torchrun started this process; NCCL on GPUs, gloo on CPUs."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backends, timeout=TIMEOUT)
 
 
 def stop() -> None:
@@ -34,15 +41,40 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def local_rank() -> int:
+    """This process's number on its machine, which is also that of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+
+
 def is_main() -> bool:
     """Whether this is the rank that writes and prints."""
     return rank() == 0
+
+
+def says_first(message: str) -> bool:
+    """Whether no other rank has said this: what all of them have to say is printed once."""
+    if not dist.is_initialized():
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add(f"said/{message}", 1) == 1
+    except dist.DistError:  # the store is gone with the rank that kept it: better twice than never
+        return True
 
 
 def barrier() -> None:
     """Waits for every rank; of use before reading what rank 0 wrote."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Rank 0 runs the block before the others do, who then find what it has put on the disk."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
 
 
 def share(n: int) -> range:
@@ -68,8 +100,27 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def max_over_ranks(value: int) -> int:
+    """The largest `value` of the ranks; between the hosts, without waiting for their GPUs."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather_shares(rows: Tensor, n: int) -> Tensor:
+    """All n rows, (n, ...) on the device, on every rank; `rows` are those of `share(n)`."""
+    if not dist.is_initialized():
+        return rows
+    whole = rows.new_zeros((n, *rows.shape[1:]))
+    mine = share(n)
+    whole[mine.start : mine.stop] = rows
+    return sum_over_ranks(whole)
+
+
 def gather_rows(rows: np.ndarray) -> np.ndarray:
-    """The rows (n_rank, ...) of all ranks, in the order of the ranks, on every rank."""
+    """The rows (n_rank, ...) of all ranks, in the order of the ranks, on every rank's host."""
     if not dist.is_initialized():
         return rows
     parts: list = [None] * world_size()
@@ -79,4 +130,6 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
 
 def replicated(module: nn.Module) -> nn.Module:
     """`module`, wrapped so that gradients are averaged over the ranks, if there are several."""
-    return DistributedDataParallel(module) if dist.is_initialized() else module
+    if not dist.is_initialized():
+        return module
+    return DistributedDataParallel(module, broadcast_buffers=False)  # they are constants here

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from errors import UserError
-from utils import log
+from utils import log, progress
 
 TIMEOUT_S = 30  # without a single byte
 CHUNK_BYTES = 1 << 16
@@ -77,13 +75,13 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as file:
-                for member in tqdm(file.infolist(), f"unpacking {archive.name}", unit="file"):
+                for member in progress(file.infolist(), f"unpacking {archive.name}", unit="file"):
                     file.extract(member, temporary)
         else:
             with tarfile.open(archive) as file:
                 # Python's rule against paths that lead outside; early 3.10 and 3.11 lack it.
                 file.extraction_filter = getattr(tarfile, "data_filter", None)
-                for member in tqdm(file, f"unpacking {archive.name}", unit="file"):
+                for member in progress(file, f"unpacking {archive.name}", unit="file"):
                     file.extract(member, temporary)
         os.replace(temporary / folder.name, folder)
     except OSError as error:
@@ -151,7 +149,7 @@ def _receive(url: str, part: Path) -> None:
         received = start
         with (
             open(part, "ab" if start else "wb") as file,
-            tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
+            progress(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
         ):
             while chunk := _next_chunk(response):
                 file.write(chunk)

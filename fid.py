@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from checkpoint import TrainedModel
 from cli import config_of, dataset_of, job, job_parser, model_of
@@ -36,7 +35,7 @@ from evaluation.inception import (
 )
 from files import write_json
 from sampling import SamplerSettings, add_sampler_arguments, sample, settings_of
-from utils import log, pick_device
+from utils import log, pick_device, progress
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -116,7 +115,7 @@ def draw(
     """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
     shape = model.config.network.image_shape
     images = np.empty((n, *shape), np.uint8)
-    with tqdm(total=n, desc=f"{settings.sampler}, {settings.steps} steps", unit="image") as bar:
+    with progress(total=n, desc=f"{settings.sampler}, {settings.steps} steps", unit="image") as bar:
         for start in range(0, n, batch_size):
             indices = list(range(start, min(start + batch_size, n)))
             batch = sample(model.denoiser, settings, indices, model.config.seed, shape, use_amp)

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from errors import UserError
 from files import replacing, write_json
-from utils import log
+from utils import log, progress
 
 Shape = tuple[int, int, int]  # C, H, W
 
@@ -149,7 +148,7 @@ def _decode_all(files: list[ImageFile], shape: Shape, title: str):
     # Threads, not processes: Pillow decodes and resizes outside the interpreter's lock, and a
     # process that has started CUDA cannot be forked.
     with (
-        tqdm(total=len(files), desc=title, unit="img") as bar,
+        progress(total=len(files), desc=title, unit="img") as bar,
         ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool,
     ):
         for done in pool.map(work, tasks):

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from checkpoint import TrainedModel, versions
 from cli import job, job_parser, model_of
@@ -21,7 +20,7 @@ from sampling import (
     sample,
     settings_of,
 )
-from utils import log, peak_memory_bytes, pick_device
+from utils import log, peak_memory_bytes, pick_device, progress
 
 GRID_IMAGES = 100  # at most so many in grid.png
 
@@ -116,7 +115,7 @@ def draw(model, settings, missing: list[int], args, folder: Path, description: d
     write_json(folder / "samples.json", {**description, "n": args.n})
     started = time.monotonic()
     shape = model.config.network.image_shape
-    with tqdm(total=len(missing), unit="image") as bar:
+    with progress(total=len(missing), unit="image") as bar:
         for start in range(0, len(missing), args.batch_size):
             indices = missing[start : start + args.batch_size]
             images = sample(

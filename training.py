@@ -11,7 +11,6 @@ from ema_pytorch import EMA
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 import checkpoint
 from batches import Batches
@@ -28,6 +27,7 @@ from utils import (
     generator,
     log,
     peak_memory_bytes,
+    progress,
     redirect_to_bar,
     seed_everything,
 )
@@ -240,7 +240,7 @@ class Trainer:
 
     def _run(self, run_log: RunLog) -> None:
         per_epoch = self.batches.steps_per_epoch
-        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", smoothing=0.05)
+        bar = progress(total=self.total_steps, initial=self.step, unit="step", smoothing=0.05)
         self.denoiser.train()
         start, since = time.monotonic(), self.step
         while self.step < self.total_steps and self.stop_signal is None:

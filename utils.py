@@ -1,14 +1,17 @@
-"""Seeding, device and precision, logging."""
+"""Seeding, device and precision, logging and progress."""
 
 import contextlib
 import hashlib
 import logging
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+import distributed
 from errors import UserError
 
 log = logging.getLogger("tiny-ddae")
@@ -52,18 +55,31 @@ class ImageNoise:
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """`name`, or CUDA, else MPS, else the CPU. Raises UserError if that device is not there."""
+    """`name`, or CUDA, else MPS, else the CPU. Raises UserError if that device is not there.
+
+    Of several processes each has a GPU of its own, cuda:<local rank>.
+    """
+    several = distributed.world_size() > 1
     if name is None:
         if torch.cuda.is_available():
             name = "cuda"
         else:
-            name = "mps" if torch.backends.mps.is_available() else "cpu"
+            name = "mps" if torch.backends.mps.is_available() and not several else "cpu"
+    if several and name not in ("cuda", "cpu"):
+        raise UserError(f"--device {name}: several processes take cuda, one GPU each, or cpu")
+    if several and name == "cuda":
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name}: not usable here ({reason}); try --device cpu") from None
+        advice = "start one process per GPU, or try" if several else "try"
+        raise UserError(
+            f"--device {name}: not usable here ({reason}); {advice} --device cpu"
+        ) from None
+    if several and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
@@ -98,18 +114,28 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# --- logging
+# --- logging and progress
 
 
 def setup_logging() -> None:
-    """Messages of `log` go to standard error, one line each, without breaking a progress bar."""
+    """Messages of `log` go to standard error, one line each, without breaking a progress bar.
+
+    Of several processes rank 0 speaks for all.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
 
 
 def redirect_to_bar():
     """A context in which messages of `log` are printed above a running tqdm bar."""
     return logging_redirect_tqdm(loggers=[log])
+
+
+def progress(iterable: Iterable | None = None, desc: str | None = None, **options) -> tqdm:
+    """A tqdm bar, which of several processes only rank 0 shows; `options` are tqdm's."""
+    if not distributed.is_main():
+        options["disable"] = True
+    return tqdm(iterable, desc, **options)

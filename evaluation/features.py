@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from batches import Batches
 from datasets import Dataset
 from errors import UserError
 from files import replacing
 from model.denoiser import Denoiser
-from utils import amp_dtype, autocast, generator, log
+from utils import amp_dtype, autocast, generator, log, progress
 
 Cell = tuple[float, str]  # timestep, block
 FeatureFn = Callable[[Tensor, float, Tensor, Collection[str]], dict[str, Tensor]]
@@ -163,7 +162,7 @@ class Extractor:
         parts: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
         start = time.perf_counter()
         title = f"features of {dataset.split}, t={t}"
-        with tqdm(total=len(dataset), unit="image", desc=title, disable=None) as bar:
+        with progress(total=len(dataset), unit="image", desc=title, disable=None) as bar:
             for step, noise in enumerate(noises):
                 x0, _ = batches[step]
                 features = self.source.features(x0, t, noise.to(self.device), blocks)

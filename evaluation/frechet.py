@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from errors import UserError
 from evaluation.inception import N_FEATURES
 from files import replacing
-from utils import derive_seed, log
+from utils import derive_seed, log, progress
 
 CHUNK = 4096  # rows that are float64 at once: 64 MiB of features
 
@@ -84,7 +83,8 @@ def kernel_distance(
         return features[random.choice(len(features), size, replace=False)].astype(np.float64)
 
     values = [
-        _unbiased_mmd2(draw(x), draw(y)) for _ in tqdm(range(subsets), desc="KID", unit="subset")
+        _unbiased_mmd2(draw(x), draw(y))
+        for _ in progress(range(subsets), desc="KID", unit="subset")
     ]
     return KernelDistance(float(np.mean(values)), float(np.std(values)), subsets, size)
 

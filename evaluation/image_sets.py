@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from errors import UserError
 from image_files import UNREADABLE
+from utils import progress
 
 
 def read_images(path: str | Path) -> np.ndarray:
@@ -36,7 +36,7 @@ def _read_folder(folder: Path) -> np.ndarray:
         hint = f"; did you mean {folders[0]}?" if folders else ""
         raise UserError(f"{folder}: no images here{hint}")
     images = None
-    for i, file in enumerate(tqdm(files, desc="reading", unit="image")):
+    for i, file in enumerate(progress(files, desc="reading", unit="image")):
         image = _read_image(file)
         if images is None:
             images = np.empty((len(files), *image.shape), np.uint8)
@@ -96,6 +96,6 @@ def export_images(images: np.ndarray, folder: str | Path) -> None:
         raise UserError(f"{folder}: not an empty folder; name another, or delete it first")
     folder.mkdir(parents=True, exist_ok=True)
     digits = len(str(len(images) - 1))
-    for i, image in enumerate(tqdm(images, desc="writing", unit="image")):
+    for i, image in enumerate(progress(images, desc="writing", unit="image")):
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
         Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")

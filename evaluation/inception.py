@@ -10,10 +10,9 @@ import numpy as np
 import pytorch_fid.inception
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from errors import UserError
-from utils import log
+from utils import log, progress
 
 WEIGHTS_URL = pytorch_fid.inception.FID_WEIGHTS_URL
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -92,7 +91,7 @@ def inception_features(
     """
     device = next(model.parameters()).device
     features = np.empty((len(images), N_FEATURES), dtype=np.float32)
-    with tqdm(total=len(images), desc=title, unit="image") as bar:
+    with progress(total=len(images), desc=title, unit="image") as bar:
         for start in range(0, len(images), batch_size):
             batch = torch.tensor(images[start : start + batch_size], device=device)
             x = (batch.float() / 255).expand(-1, 3, -1, -1)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import checkpoint
 from batches import Batches
@@ -19,7 +18,7 @@ from datasets import Dataset
 from errors import UserError
 from evaluation.features import Cell, Extractor, short_hash
 from evaluation.heads import Head, HeadBank
-from utils import generator, log
+from utils import generator, log, progress
 
 SAVE_EVERY_S = 60.0
 
@@ -65,7 +64,9 @@ def fit_paper(
     first = _resume(path, bank, adam)
     last = recipe.n_epoch * batches.steps_per_epoch
     begun = saved = time.monotonic()
-    for step in tqdm(range(first, last), "heads", last, initial=first, unit="batch", disable=None):
+    for step in progress(
+        range(first, last), "heads", total=last, initial=first, unit="batch", disable=None
+    ):
         x0, tags = batches[step]
         y, is_held = tags.unbind(1)
         seen = torch.stack([1 - is_held, torch.ones_like(is_held)], dim=1).float()

@@ -8,8 +8,9 @@ the headline's refit is the second head of the cell that was picked.
 
 import dataclasses
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +18,133 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import distributed
 from config.schema import Linear
 from datasets import Dataset
 from errors import UserError
-from evaluation.features import Cell, Extractor
-from evaluation.heads import Head, fit_logistic
+from evaluation.features import Cell, Extractor, FeatureSource, short_hash
+from evaluation.heads import fit_logistic
+from evaluation.knn import knn_accuracies
 from evaluation.paper_protocol import fit_paper
-from utils import generator
+from files import read_json, write_json
+from utils import generator, log
+
+# (x, y, x_new, y_new, n_classes) -> {k: accuracy on x_new of what x teaches}, k None but for k-NN
+Score = Callable[[Tensor, Tensor, Tensor, Tensor, int], dict[int | None, float]]
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """Accuracies are in 0..1; `validation_accuracy` is on the held-out 10 % of train."""
+class ProbedCell:
+    """Which features, read how. `level` and `row` are its names in tables and figures."""
 
-    t: int
+    t: float
     block: str
     width: int
+    _: KW_ONLY
+    k: int | None = None  # neighbours of k-NN; None: a linear head
+    sigma: float | None = None  # the noise level of t; None: no noise
+    by_sigma: bool = False  # whether sigma, not t, was asked for
+
+    @property
+    def level(self) -> str:
+        return f"sigma={self.sigma:g}" if self.by_sigma else f"t={self.t:g}"
+
+    @property
+    def row(self) -> str:
+        return self.block if self.k is None else f"{self.block}, k={self.k}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.block} at {self.level}" + ("" if self.k is None else f", k={self.k}")
+
+
+@dataclass(frozen=True)
+class CellResult(ProbedCell):
+    """Accuracies are in 0..1; `validation_accuracy` is on the held-out 10 % of train."""
+
     validation_accuracy: float
     test_accuracy: float
     test_interval: tuple[float, float]  # 95 %
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one probe found, and what it cost."""
+
+    results: list[CellResult]
+    seconds: float
+    images_per_s: float | None  # of the forward passes; None: all features were there
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A probe with all its settings but the features' source and the seed: call it with these.
+
+    The seed decides the noise on the images and, in the paper's protocol, how heads start and how
+    the data is ordered and augmented. `folder` keeps features and unfinished fits.
+    """
+
+    protocol: str  # "paper", or one of SCORES
+    train: Dataset
+    test: Dataset
+    timesteps: list[float]
+    blocks: list[str]
+    by_sigma: bool
+    recipe: Linear
+    flip: bool
+    device: torch.device
+    batch_size: int
+    folder: Path
+
+    def extractor(self, source: FeatureSource, seed: int) -> Extractor:
+        """Keeps the features of a network, not those that take no time."""
+        folder = None if source.denoiser is None else self.folder / "features"
+        return Extractor(source, self.device, seed, self.batch_size, folder)
+
+    def __call__(self, source: FeatureSource, seed: int) -> Outcome:
+        extractor = self.extractor(source, seed)
+        arguments = (extractor, self.train, self.test, self.timesteps, self.blocks)
+        start = time.perf_counter()
+        if self.protocol == "paper":
+            results = probe_paper(*arguments, self.recipe, self.flip, self.folder)
+        else:
+            results = probe_cached(*arguments, SCORES[self.protocol])
+        results = [dataclasses.replace(result, by_sigma=self.by_sigma) for result in results]
+        return Outcome(results, time.perf_counter() - start, extractor.images_per_s)
+
+    def kept(self, source: FeatureSource, seed: int) -> Outcome:
+        """Like calling it, but what was found is kept in <folder>/probes and not probed again."""
+        recipe = [self.recipe.model_dump(mode="json"), self.flip, self.device.type]
+        settings = {
+            "protocol": self.protocol,
+            "source": source.fingerprint,
+            "data": [self.train.fingerprint(), self.test.fingerprint()],
+            "cells": [self.timesteps, self.blocks, self.by_sigma],
+            "seed": seed,
+            "recipe": recipe if self.protocol == "paper" else None,
+        }
+        path = self.folder / "probes" / f"{short_hash(settings)}.json"
+        is_there = path.is_file()
+        distributed.barrier()  # every rank has looked before one can write
+        if is_there:
+            log.info(f"probed before: {path}")
+            kept = read_json(path)
+            results = [
+                CellResult(**cell | {"test_interval": tuple(cell["test_interval"])})
+                for cell in kept["results"]
+            ]
+            return Outcome(results, kept["seconds"], kept["images_per_s"])
+        outcome = self(source, seed)
+        if distributed.is_main():
+            write_json(path, {"settings": settings, **asdict(outcome)})
+        return outcome
 
 
 def probe_paper(
     extractor: Extractor,
     train: Dataset,
     test: Dataset,
-    timesteps: Collection[int],
+    timesteps: Collection[float],
     blocks: Collection[str],
     recipe: Linear,
     flip: bool,
@@ -59,21 +161,34 @@ def probe_paper(
     on = extractor.device
     y_held, y_test = _tensor(held_out.labels, on), _tensor(test.labels, on)
     results = []
-    for cell in test_features:
+    for cell, features in test_features.items():
         part, whole = heads[cell]
         validation = part.accuracy(_tensor(held_features[cell], on), y_held)
-        results.append(_result(cell, validation, whole, _tensor(test_features[cell], on), y_test))
+        accuracy = whole.accuracy(_tensor(features, on), y_test)
+        results.append(_result(extractor, cell, features, validation, accuracy))
     return results
+
+
+def logistic_accuracy(
+    x: Tensor, y: Tensor, x_new: Tensor, y_new: Tensor, n_classes: int
+) -> dict[int | None, float]:
+    """{None: accuracy on x_new: (M, D) of the head that is at its optimum on x: (N, D)}."""
+    return {None: fit_logistic(x, y, n_classes).accuracy(x_new, y_new)}
+
+
+SCORES: dict[str, Score] = {"cached": logistic_accuracy, "knn": knn_accuracies}
+PROTOCOLS = ("paper", *SCORES)
 
 
 def probe_cached(
     extractor: Extractor,
     train: Dataset,
     test: Dataset,
-    timesteps: Collection[int],
+    timesteps: Collection[float],
     blocks: Collection[str],
+    score: Score = logistic_accuracy,
 ) -> list[CellResult]:
-    """Each image's features once, without augmentation; heads at their optimum by L-BFGS."""
+    """Each image's features once, without augmentation; what `score` then reads from them."""
     train_features = extractor(train, timesteps, blocks)
     test_features = extractor(test, timesteps, blocks)
     # the fit is partly in float64, which MPS lacks
@@ -82,12 +197,13 @@ def probe_cached(
     y, y_test = _tensor(train.labels, on), _tensor(test.labels, on)
     n_classes = len(train.class_names)
     results = []
-    for cell in tqdm(train_features, "heads", unit="cell", disable=None):
+    for cell, features in tqdm(test_features.items(), "cells", unit="cell", disable=None):
         x = _tensor(train_features[cell], on)
-        part = fit_logistic(x[~held], y[~held], n_classes)
-        whole = fit_logistic(x, y, n_classes)
-        validation = part.accuracy(x[held], y[held])
-        results.append(_result(cell, validation, whole, _tensor(test_features[cell], on), y_test))
+        validation = score(x[~held], y[~held], x[held], y[held], n_classes)
+        accuracy = score(x, y, _tensor(features, on), y_test, n_classes)
+        results += [
+            _result(extractor, cell, features, validation[k], accuracy[k], k) for k in validation
+        ]
     return results
 
 
@@ -127,11 +243,17 @@ def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
 
 
 def _result(
-    cell: Cell, validation: float, head: Head, x_test: Tensor, y_test: Tensor
+    extractor: Extractor,
+    cell: Cell,
+    test_features: np.ndarray,
+    validation: float,
+    accuracy: float,
+    k: int | None = None,
 ) -> CellResult:
-    accuracy = head.accuracy(x_test, y_test)
-    interval = wilson_interval(accuracy, len(y_test))
-    return CellResult(*cell, x_test.shape[1], validation, accuracy, interval)
+    n, width = test_features.shape
+    interval = wilson_interval(accuracy, n)
+    sigma = extractor.source.sigma(cell[0])
+    return CellResult(*cell, width, validation, accuracy, interval, k=k, sigma=sigma)
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
