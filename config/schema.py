@@ -33,10 +33,15 @@ class Diffusion(Section):
 
 
 class DDPMDiffusion(Diffusion):
-    """The forward process of DDPM (Ho et al. 2020): betas linear from the first to the second."""
+    """DDPM (Ho et al. 2020): n_T noise levels, what the network predicts, and how errors weigh."""
 
     n_T: PositiveInt = 1000
-    betas: tuple[float, float] = (1e-4, 0.02)
+    schedule: Literal["linear", "cosine"] = "linear"
+    betas: tuple[float, float] = (1e-4, 0.02)  # of the linear schedule: the first and the last
+    objective: Literal["eps", "x0", "v"] = "eps"
+    weighting: Literal["simple", "min_snr"] = "simple"
+    gamma: PositiveFloat = 5.0  # of min_snr
+    time: Literal["discrete", "continuous"] = "discrete"  # t of training: 1 .. n_T, or all between
 
     @field_validator("betas")
     @classmethod
@@ -76,6 +81,7 @@ class Network(Section):
     use_res_for_updown: bool = False
     augment_dim: NonNegativeInt = 0
     attn_channels_per_head: PositiveInt | None = None  # None: one head over all channels
+    zero_init: bool = False  # second convolutions start at 0: each residual block does nothing
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -129,6 +135,7 @@ class Config(Section):
     lrate: PositiveFloat = 1e-4
     warm_epoch: NonNegativeInt = 13
     load_epoch: int = Field(-1, ge=-1)  # start from model_<load_epoch>.pth; -1: do not
+    cond_drop_prob: float = Field(0.0, ge=0, le=1)  # label dropout; above 0: class-conditional
     flip: bool = True
     ema: float = Field(0.9999, ge=0, lt=1)
     grad_clip: PositiveFloat = 1.0

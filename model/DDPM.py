@@ -1,4 +1,6 @@
-"""DDPM (Ho et al. 2020, arXiv 2006.11239) in the coordinate sigma: eps prediction, linear betas."""
+"""DDPM (Ho et al. 2020, arXiv 2006.11239) in the coordinate sigma."""
+
+import math
 
 import numpy as np
 import torch
@@ -7,10 +9,37 @@ from torch import Tensor, nn
 from config.schema import DDPMDiffusion
 from model.denoiser import Denoiser
 
+MAX_BETA = 0.999  # of the cosine schedule, whose last abar would be 0
+ALMOST_0 = 2.0**-24  # half the step of float32 uniforms: keeps a continuous sigma above 0
 
-def linear_alphas_cumprod(n_T: int, betas: tuple[float, float]) -> np.ndarray:
+
+def linear_alphas_cumprod(diffusion: DDPMDiffusion) -> np.ndarray:
     """abar_1 .. abar_{n_T} in float64 for betas linear from the first to the second."""
-    return np.cumprod(1 - np.linspace(*betas, n_T, dtype=np.float64))
+    return np.cumprod(1 - np.linspace(*diffusion.betas, diffusion.n_T, dtype=np.float64))
+
+
+def cosine_alphas_cumprod(diffusion: DDPMDiffusion) -> np.ndarray:
+    """abar_t = f(t) / f(0), f(t) = cos^2((t / n_T + 0.008) / 1.008 * pi / 2) (Nichol and Dhariwal
+    2021, eq. 17), with no beta above 0.999."""
+    t = np.arange(diffusion.n_T + 1) / diffusion.n_T
+    f = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], MAX_BETA))
+
+
+SCHEDULES = {"linear": linear_alphas_cumprod, "cosine": cosine_alphas_cumprod}
+
+
+def alpha(sigma: Tensor) -> Tensor:
+    """sqrt(abar) at this noise level."""
+    return (1 + sigma**2).rsqrt()
+
+
+OBJECTIVES = {  # what the network predicts: c_skip and c_out of D = c_skip x + c_out F
+    "eps": (torch.ones_like, lambda sigma: -sigma),
+    "x0": (torch.zeros_like, torch.ones_like),
+    # v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022, arXiv 2202.00512)
+    "v": (lambda sigma: alpha(sigma) ** 2, lambda sigma: -alpha(sigma) * sigma),
+}
 
 
 class DDPM(Denoiser):
@@ -25,14 +54,18 @@ class DDPM(Denoiser):
     def __init__(self, net: nn.Module, diffusion: DDPMDiffusion):
         super().__init__(net)
         self.n_T = diffusion.n_T
-        abar = linear_alphas_cumprod(diffusion.n_T, diffusion.betas)
+        self.diffusion = diffusion
+        self._c_skip, self._c_out = OBJECTIVES[diffusion.objective]
+        abar = SCHEDULES[diffusion.schedule](diffusion)
         sigmas = torch.tensor(np.sqrt((1 - abar) / abar), dtype=torch.float32)
         self.register_buffer("sigmas", sigmas, persistent=False)
 
     def sigma(self, t: Tensor) -> Tensor:
+        """Log-linear between whole t; below t = 1, where beta is constant, sigma_1 sqrt(t)."""
         low = t.long().clamp(1, self.n_T)
         s, above = self.sigmas[low - 1], self.sigmas[low.clamp(max=self.n_T - 1)]
-        return s * (above / s) ** (t - low)
+        between = s * (above / s) ** (t - low).clamp(min=0)
+        return between * t.clamp(ALMOST_0, 1).sqrt()
 
     def t(self, sigma: Tensor) -> Tensor:
         """The fractional timestep: linear in log sigma, exact at integers, clamped to 1..n_T."""
@@ -42,16 +75,25 @@ class DDPM(Denoiser):
         return above + torch.log(sigma / low) / torch.log(high / low)
 
     def training_sigma(self, u: Tensor) -> Tensor:
-        return self.sigma((u * self.n_T).long().clamp(max=self.n_T - 1) + 1)
+        t = u * self.n_T
+        if self.diffusion.time == "discrete":
+            t = t.long().clamp(max=self.n_T - 1) + 1
+        return self.sigma(t)
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        if self.diffusion.weighting == "simple":
+            return torch.ones_like(sigma)
+        snr = sigma**-2  # min-SNR-gamma (Hang et al. 2023, arXiv 2303.09556), w = min(SNR, gamma)
+        return snr.clamp(max=self.diffusion.gamma) * self.c_out(sigma) ** 2
 
     def c_in(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2).rsqrt()
+        return alpha(sigma)
 
     def c_skip(self, sigma: Tensor) -> Tensor:
-        return torch.ones_like(sigma)
+        return self._c_skip(sigma)
 
     def c_out(self, sigma: Tensor) -> Tensor:
-        return -sigma
+        return self._c_out(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
         return self.t(sigma) / self.n_T

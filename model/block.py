@@ -13,25 +13,35 @@ from config.schema import NORM_GROUPS
 
 
 class TimeEmbedding(nn.Module):
-    """c_noise: (N,) -> (N, 4 * n_channels): sinusoids, then two linears with SiLU between."""
+    """c_noise: (N,) -> (N, 4 * n_channels): sinusoids, then two linears with SiLU between.
 
-    def __init__(self, n_channels: int, augment_dim: int = 0):
+    `classes` > 0 adds an embedding of the label y: (N,) in 0 .. classes - 1, or -1 for none.
+    """
+
+    def __init__(self, n_channels: int, augment_dim: int = 0, classes: int = 0):
         super().__init__()
         self.width = 4 * n_channels
         self.lin1 = nn.Linear(self.width // 4, self.width)
         self.lin2 = nn.Linear(self.width, self.width)
         if augment_dim:
             self.aug_emb = nn.Linear(augment_dim, self.width // 4, bias=False)
+        if classes:
+            self.label_emb = nn.Embedding(classes, self.width)
         half = self.width // 8
         freqs = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
         self.register_buffer("freqs", freqs, persistent=False)
 
-    def forward(self, c_noise: Tensor, augment: Tensor | None = None) -> Tensor:
+    def forward(
+        self, c_noise: Tensor, augment: Tensor | None = None, y: Tensor | None = None
+    ) -> Tensor:
         angles = c_noise[:, None] * self.freqs
         emb = torch.cat((angles.sin(), angles.cos()), dim=1)
         if augment is not None:
             emb = emb + self.aug_emb(augment)
-        return self.lin2(F.silu(self.lin1(emb)))
+        emb = self.lin2(F.silu(self.lin1(emb)))
+        if y is not None:
+            emb = emb + self.label_emb(y.clamp(min=0)) * (y >= 0)[:, None]
+        return emb
 
 
 class ResidualBlock(nn.Module):

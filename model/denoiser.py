@@ -59,6 +59,10 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def c_noise(self, sigma: Tensor) -> Tensor: ...
 
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """w(sigma) c_out^2, the weight of the network's own squared error: like sigma."""
+        return torch.ones_like(sigma)
+
     @property
     def sigma_range(self) -> tuple[float, float]:
         """The lowest and the highest noise level, those of t = 1 and t = n_T."""
@@ -73,26 +77,40 @@ class Denoiser(nn.Module, ABC):
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W), sigma: (N,) -> the expected clean image, (N, C, H, W), unclipped.
 
+        y: (N,), the labels for a class-conditional network; None, or -1 for an image: no label.
+
         In the precision of x; the network itself gets float32.
         """
         s = _per_image(sigma)
-        f = self._net(self.c_in(s) * x, self.c_noise(sigma))
+        f = self._net(self.c_in(s) * x, self.c_noise(sigma), y=y)
         return self.c_skip(s) * x + self.c_out(s) * f
 
-    def loss(
-        self, x0: Tensor, sigma: Tensor, noise: Tensor, augment: Tensor | None = None
-    ) -> Tensor:
-        """Mean squared error of the network output per image: (N,).
+    def score(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        """The gradient of log p(x; sigma) in x (Karras et al. 2022, eq. 3): like x."""
+        return (self(x, sigma, y) - x) / _per_image(sigma) ** 2
 
-        x0: (N, C, H, W) in [-1, 1], sigma: (N,), noise: like x0, standard normal, augment:
-        (N, augment_dim), how x0 was augmented. For eps prediction this is DDPM's L_simple (Ho et
-        al. 2020, eq. 14), for EDM the loss with w = 1 / c_out^2 (Karras et al. 2022, eq. 8).
+    def loss(
+        self,
+        x0: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        y: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted mean squared error per image: (N,).
+
+        w(sigma) |D - x0|^2, computed as w c_out^2 |F - target|^2 so that nothing is divided by a
+        small sigma.
+
+        x0: (N, C, H, W) in [-1, 1], sigma: (N,), noise: like x0, standard normal, y: (N,)
+        labels, augment: (N, augment_dim), how x0 was augmented. For eps prediction this is DDPM's
+        L_simple (Ho et al. 2020, eq. 14), for EDM eq. 8 of Karras et al. 2022.
         """
         s = _per_image(sigma)
         x = x0 + s * noise
-        f = self._net(self.c_in(s) * x, self.c_noise(sigma), augment)
+        f = self._net(self.c_in(s) * x, self.c_noise(sigma), augment=augment, y=y)
         target = (x0 - self.c_skip(s) * x) / self.c_out(s)
-        return (f.float() - target).square().mean(dim=(1, 2, 3))
+        return self.loss_weight(sigma) * (f.float() - target).square().mean(dim=(1, 2, 3))
 
     def features(
         self, x0: Tensor, t: float | Tensor, noise: Tensor, blocks: Collection[str]
@@ -109,8 +127,8 @@ class Denoiser(nn.Module, ABC):
         s = _per_image(sigma)
         return self._net(self.c_in(s) * (x0 + s * noise), self.c_noise(sigma), blocks=blocks)
 
-    def _net(self, x: Tensor, c_noise: Tensor, augment=None, blocks=None):
-        return self.net(x.float(), c_noise.float(), augment=augment, blocks=blocks)
+    def _net(self, x: Tensor, c_noise: Tensor, **conditions):
+        return self.net(x.float(), c_noise.float(), **conditions)
 
 
 def _per_image(sigma: Tensor) -> Tensor:

@@ -19,5 +19,6 @@ def build_denoiser(config: Config, net: nn.Module | None = None) -> Denoiser:
     first (`utils.seed_everything`) for repeatable weights.
     """
     if net is None:
-        net = NETWORKS[config.net_type](config.network)
+        classes = config.classes if config.cond_drop_prob else 0
+        net = NETWORKS[config.net_type](config.network, classes)
     return PROCESSES[config.model_type](net, config.diffusion)

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config.schema import Network
-from model.block import Block, ConvResample, MiddleBlock, ResidualResample, TimeEmbedding
+from model.block import (
+    Block,
+    ConvResample,
+    MiddleBlock,
+    ResidualBlock,
+    ResidualResample,
+    TimeEmbedding,
+)
 
 
 class UNet(nn.Module):
@@ -18,7 +25,7 @@ class UNet(nn.Module):
     the matching encoder output, then one that doubles, except after the last.
     """
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, classes: int = 0):
         super().__init__()
         image_channels = network.image_shape[0]
         widths = [network.n_channels * mult for mult in network.ch_mults]
@@ -31,7 +38,7 @@ class UNet(nn.Module):
             return ConvResample(channels, direction)
 
         self.image_proj = nn.Conv2d(image_channels, network.n_channels, 3, padding=1)
-        self.time_emb = TimeEmbedding(network.n_channels, network.augment_dim)
+        self.time_emb = TimeEmbedding(network.n_channels, network.augment_dim, classes)
 
         self.down = nn.ModuleList()
         ch = network.n_channels
@@ -60,6 +67,11 @@ class UNet(nn.Module):
 
         self.norm = nn.GroupNorm(8, ch)
         self.final = nn.Conv2d(ch, image_channels, 3, padding=1)
+        if network.zero_init:
+            for module in self.modules():
+                if isinstance(module, ResidualBlock):
+                    nn.init.zeros_(module.conv2[1].weight)
+                    nn.init.zeros_(module.conv2[1].bias)
 
     def forward(
         self,
@@ -67,13 +79,16 @@ class UNet(nn.Module):
         c_noise: Tensor,
         augment: Tensor | None = None,
         blocks: Collection[str] | None = None,
+        y: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """x: (N, C, H, W), c_noise: (N,), augment: (N, augment_dim) -> F: (N, C, H, W).
+
+        y: (N,), the labels of a class-conditional network, -1 for none; None: none at all.
 
         With `blocks`, the spatial means of those instead: {name: (N, channels)}, float32;
         what lies above the last one asked for is not computed.
         """
-        emb = self.time_emb(c_noise, augment)
+        emb = self.time_emb(c_noise, augment, y)
         h = self.image_proj(x)
         skips = [h]
         for layer in self.down:

@@ -19,7 +19,7 @@ class OptimalEps(nn.Module):
         self.s = s
         self.process: DDPM | None = None
 
-    def forward(self, x, c_noise, augment=None, blocks=None):
+    def forward(self, x, c_noise, augment=None, blocks=None, y=None):
         t = (c_noise * 1000).round().long()
         sigma = self.process.sigmas[t - 1].view(-1, 1, 1, 1)
         x = x / self.process.c_in(sigma)

@@ -114,7 +114,7 @@ def test_the_default_sampler_takes_35_evaluations_and_float64(process):
     seen = []
 
     class Net(torch.nn.Linear):
-        def forward(self, x, c_noise, augment=None, blocks=None):
+        def forward(self, x, c_noise, augment=None, blocks=None, y=None):
             seen.append((x.dtype, c_noise.dtype))
             return torch.zeros_like(x)
 

@@ -51,7 +51,7 @@ def test_the_main_experiment_has_5_880_899_parameters():
 
 def test_alphas_cumprod_equal_the_reference(reference):
     values = reference[1]
-    abar = linear_alphas_cumprod(1000, (1e-4, 0.02))
+    abar = linear_alphas_cumprod(DDPMDiffusion())
     at = values["ddpm_tiny/alphabar_at"] - 1
     np.testing.assert_allclose(abar[at], values["ddpm_tiny/alphabar"], rtol=1e-4)
 
