@@ -27,6 +27,8 @@ class Batches:
     (seed, step), so a run can go on at any step without a stored state.
 
     images: (N, C, H, W) uint8, labels: (N,) int64; `crop_padding` is in pixels, filled with black.
+    `part` is what is taken of every batch; what is drawn is drawn for the whole of it, so that the
+    parts of several processes make up the batch of one.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Batches:
         flip: bool = False,
         crop_padding: int = 0,
         drop_last: bool = False,
+        part: slice = slice(None),
     ):
         self.n_images, self.batch_size, self.device, self.seed = (
             len(images),
@@ -48,7 +51,7 @@ class Batches:
             device,
             seed,
         )
-        self.shuffle, self.flip, self.crop_padding = shuffle, flip, crop_padding
+        self.shuffle, self.flip, self.crop_padding, self.part = shuffle, flip, crop_padding, part
         full, rest = divmod(self.n_images, batch_size)
         self.steps_per_epoch = full if drop_last else full + bool(rest)
         self.images = _place(images, device)
@@ -57,21 +60,19 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W) float32 in [-1, 1] and y: (B,) int64, on the device."""
-        images, labels, _ = self.raw(step)
-        return to_model_range(self._augment(images, step)), labels
-
-    def raw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch before augmentation: images (B, C, H, W) uint8, labels and indices (B,)."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        index = self._epoch_order(epoch)[start : start + self.batch_size]
+        whole = self._epoch_order(epoch)[start : start + self.batch_size]
+        images, labels = self._fetch(whole[self.part])
+        return to_model_range(self._augment(images, step, len(whole))), labels
+
+    def _fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         images = self.images[index.to(self.images.device)]
         if images.device.type != self.device.type:
             if self.device.type == "cuda":
                 images = images.pin_memory()
             images = images.to(self.device, non_blocking=True)
-        index = index.to(self.device)
-        return images, self.labels[index], index
+        return images, self.labels[index.to(self.device)]
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if not self.shuffle:
@@ -84,14 +85,16 @@ class Batches:
             self._order = (epoch, order.to(self.images.device))
         return self._order[1]
 
-    def _augment(self, images: Tensor, step: int) -> Tensor:
-        draw = generator(self.device, self.seed, "augment", step)
-        n = len(images)
+    def _augment(self, images: Tensor, step: int, n: int) -> Tensor:
+        """`images` are `self.part` of a batch of n."""
+        draw, device = generator(self.device, self.seed, "augment", step), self.device
         if self.crop_padding:
-            images = _crop(images, self.crop_padding, draw)
+            high = 2 * self.crop_padding + 1
+            corners = torch.randint(high, (2, n), generator=draw, device=device)
+            images = _crop(images, self.crop_padding, corners[:, self.part])
         if self.flip:
-            flipped = torch.rand(n, generator=draw, device=self.device) < 0.5
-            images = torch.where(flipped.view(n, 1, 1, 1), images.flip(-1), images)
+            flipped = (torch.rand(n, generator=draw, device=device) < 0.5)[self.part]
+            images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
         return images
 
 
@@ -103,11 +106,12 @@ def _place(images: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.array(images)).to(device)  # a copy: torch wants it writable
 
 
-def _crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
+def _crop(images: Tensor, padding: int, corners: Tensor) -> Tensor:
+    """corners: (2, N), top and left in the padded images."""
     n, _, height, width = images.shape
     device = images.device
     padded = F.pad(images, (padding,) * 4)
-    top, left = torch.randint(2 * padding + 1, (2, n), generator=draw, device=device)
+    top, left = corners
     rows = top[:, None] + torch.arange(height, device=device)
     columns = left[:, None] + torch.arange(width, device=device)
     picked = padded[

@@ -52,6 +52,21 @@ def test_any_step_can_be_read_without_those_before():
     assert not torch.equal(other[0][1], in_order[0][1])
 
 
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_parts_of_several_processes_make_up_the_batch_of_one(n):
+    options = {"seed": 5, "shuffle": True, "flip": True, "crop_padding": 2, "drop_last": True}
+    whole = Batches(*numbered(), 8, CPU, **options)
+    each = 8 // n
+    parts = [
+        Batches(*numbered(), 8, CPU, **options, part=slice(i * each, (i + 1) * each))
+        for i in range(n)
+    ]
+    for step in (0, 13):
+        x, y = zip(*(part[step] for part in parts), strict=True)
+        assert torch.equal(torch.cat(x), whole[step][0])
+        assert torch.equal(torch.cat(y), whole[step][1])
+
+
 def test_about_half_of_the_images_are_flipped():
     batches = Batches(*numbered(), 100, CPU, flip=True)
     x, _ = batches[0]
