@@ -77,6 +77,7 @@ def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> d
         "sampler": settings.sampler,
         "steps": settings.steps,
         "eta": settings.eta,
+        "spacing": settings.spacing,
         "clip": settings.clip,
         "use_amp": use_amp,
     }

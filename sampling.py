@@ -19,12 +19,15 @@ class SamplerSettings:
     sampler: str  # a row of samplers.SAMPLERS
     steps: int
     eta: float | None  # None where the sampler fixes it
+    spacing: str | None = None  # a row of samplers.SPACINGS; None: the process's own
     clip: bool = True
 
     def tag(self) -> str:
-        """For file names: ddim_steps100_eta0.0."""
+        """For file names: ddim_steps100_eta0.0; what is not the default is appended."""
         eta = "" if self.eta is None else f"_eta{self.eta}"
-        return f"{self.sampler}_steps{self.steps}{eta}" + ("" if self.clip else "_noclip")
+        spacing = f"_{self.spacing}" if self.spacing else ""
+        clip = "" if self.clip else "_noclip"
+        return f"{self.sampler}_steps{self.steps}{eta}{spacing}{clip}"
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +43,10 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
         "--eta", type=float,
         help="noise, from 0 (default, deterministic) to 1: ancestral for ddim, full churn for heun",
     )  # fmt: skip
+    group.add_argument(
+        "--spacing", choices=list(SPACINGS),
+        help="of the noise levels; default: the process's own, leading for DDPM, karras for EDM",
+    )  # fmt: skip
     group.add_argument("--no_clip", action="store_true", help="do not clip x0 to [-1, 1]")
 
 
@@ -48,6 +55,7 @@ def sampler_settings(
     sampler: str | None = None,
     steps: int | None = None,
     eta: float | None = None,
+    spacing: str | None = None,
     clip: bool = True,
 ) -> SamplerSettings:
     """Fills in the defaults of the process and the sampler. Raises UserError for what cannot be."""
@@ -57,7 +65,7 @@ def sampler_settings(
         steps = denoiser.default_steps if row.steps is None else row.steps or denoiser.n_T
     if steps < 1:
         raise UserError(f"--steps {steps}: give at least 1")
-    noise_levels(denoiser, steps)
+    spacing = None if spacing == denoiser.default_spacing else spacing
     if eta is not None and not row.takes_eta:
         takes = ", ".join(name for name, row in SAMPLERS.items() if row.takes_eta)
         raise UserError(f"--eta: --sampler {sampler} fixes it; those that take it: {takes}")
@@ -65,15 +73,18 @@ def sampler_settings(
         eta = 0.0 if eta is None else eta
         if not 0 <= eta <= 1:
             raise UserError(f"--eta {eta}: give 0 (deterministic) to 1 (the most noise)")
-    return SamplerSettings(sampler, steps, eta, clip)
+    settings = SamplerSettings(sampler, steps, eta, spacing, clip)
+    noise_levels(denoiser, settings)
+    return settings
 
 
-def noise_levels(denoiser: Denoiser, steps: int) -> list[float]:
+def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
     """The falling noise levels of a sampler, and the final 0. Raises UserError."""
+    spacing = settings.spacing or denoiser.default_spacing
     try:
-        return SPACINGS[denoiser.default_spacing](denoiser, steps)
+        return SPACINGS[spacing](denoiser, settings.steps)
     except ValueError as error:
-        raise UserError(f"--steps {steps}: {error}") from None
+        raise UserError(f"--steps {settings.steps}, spacing {spacing}: {error}") from None
 
 
 @torch.no_grad()
@@ -95,7 +106,7 @@ def sample(
     options = dict(row.options) | (denoiser.churn if row.takes_churn else {})
     if settings.eta is not None:
         options["eta"] = settings.eta
-    sigmas = noise_levels(denoiser, settings.steps)
+    sigmas = noise_levels(denoiser, settings)
     noise = ImageNoise(seed, indices, image_shape, device)
     dtype = torch.float32 if device.type == "mps" else torch.float64
 
@@ -112,7 +123,9 @@ def sample(
 
 def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
     """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
-    return sampler_settings(denoiser, args.sampler, args.steps, args.eta, not args.no_clip)
+    return sampler_settings(
+        denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip
+    )
 
 
 def default_samples_folder(save_dir: str | Path, epoch: int, settings: SamplerSettings) -> Path:

@@ -3,6 +3,7 @@
 All work in the coordinate x = x0 + sigma * n; `sigmas` ends in 0.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -78,22 +79,93 @@ def heun(
     return x
 
 
+def dpmpp_2m(D: DenoiseFn, x: Tensor, sigmas: list[float], noise: NoiseFn) -> Tensor:
+    """DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095, algorithm 2); first order in the first
+    step and in the one that lands on x0."""
+    x0_before, h_before = None, None
+    for s, s_next in pairwise(sigmas):
+        x0 = D(x, x.new_full((len(x),), s))
+        h = math.log(s / s_next) if s_next else math.inf
+        direction = x0
+        if h_before is not None and s_next:
+            direction = x0 + (x0 - x0_before) * h / (2 * h_before)
+        x = s_next / s * x + (1 - s_next / s) * direction
+        x0_before, h_before = x0, h
+    return x
+
+
+def ipndm(D: DenoiseFn, x: Tensor, sigmas: list[float], noise: NoiseFn) -> Tensor:
+    """iPNDM of order 4 (Zhang and Chen 2023, arXiv 2204.13902): Adams-Bashforth's formulas for
+    equal steps on the slopes dx/dsigma, of lower order until there are four."""
+    slopes: list[Tensor] = []  # the newest first
+    for s, s_next in pairwise(sigmas):
+        slopes = [(x - D(x, x.new_full((len(x),), s))) / s, *slopes[:3]]
+        weights = ADAMS_BASHFORTH[len(slopes)]
+        x = x + (s_next - s) * sum(w * d for w, d in zip(weights, slopes, strict=True))
+    return x
+
+
+ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+def sde(D: DenoiseFn, x: Tensor, sigmas: list[float], noise: NoiseFn) -> Tensor:
+    """Euler-Maruyama on the reverse SDE (Song et al. 2021, arXiv 2011.13456, eq. 6) with sigma^2
+    as time; the step that lands on x0 adds no noise."""
+    for s, s_next in pairwise(sigmas):
+        x = _reverse_step(D, x, s, s_next, noise)
+    return x
+
+
+def pc(D: DenoiseFn, x: Tensor, sigmas: list[float], noise: NoiseFn, snr: float = 0.16) -> Tensor:
+    """Predictor-corrector (Song et al. 2021, algorithms 2 and 4): the step of `sde`, then one of
+    Langevin dynamics, whose size `snr` sets for each image."""
+    for s, s_next in pairwise(sigmas):
+        x = _reverse_step(D, x, s, s_next, noise)
+        if s_next:
+            z = noise()
+            score = (D(x, x.new_full((len(x),), s_next)) - x) / s_next**2
+            size = 2 * (snr * _norm(z) / _norm(score)) ** 2
+            x = x + size * score + (2 * size).sqrt() * z
+    return x
+
+
+def _reverse_step(D: DenoiseFn, x: Tensor, s: float, s_next: float, noise: NoiseFn) -> Tensor:
+    variance = s**2 - s_next**2
+    x = x + variance * (D(x, x.new_full((len(x),), s)) - x) / s**2
+    return x + variance**0.5 * noise() if s_next else x
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A row of the samplers' table: the function, its fixed options, whether it takes eta and
-    the process's churn, and its number of steps (None: the process's own, 0: every timestep)."""
+    the process's churn, its evaluations of D per step (one in the last), and its number of steps
+    (None: the process's own, 0: every timestep)."""
 
     run: Callable
     options: dict = field(default_factory=dict)
     takes_eta: bool = False
     takes_churn: bool = False
+    per_step: int = 1
     steps: int | None = None
 
 
 SAMPLERS = {
     "ddim": Sampler(ddim, takes_eta=True),
     "ddpm": Sampler(ddim, {"eta": 1.0, "variance": beta_variance}, steps=0),
-    "heun": Sampler(heun, takes_eta=True, takes_churn=True),
+    "heun": Sampler(heun, takes_eta=True, takes_churn=True, per_step=2),
+    "dpmpp_2m": Sampler(dpmpp_2m),
+    "ipndm": Sampler(ipndm),
+    "pc": Sampler(pc, per_step=2),
+    "sde": Sampler(sde),
 }
 
 
@@ -104,9 +176,17 @@ def clipped(D: DenoiseFn) -> DenoiseFn:
 
 def leading(denoiser: Denoiser, steps: int) -> list[float]:
     """t = 1 + floor(i n_T / steps): the reference's 1, 11, .. 991 for 100 of 1000."""
-    if steps > denoiser.n_T:
-        raise ValueError(f"{steps} steps from {denoiser.n_T} timesteps")
-    t = [1 + i * denoiser.n_T // steps for i in reversed(range(steps))]
+    return _sigmas_of(denoiser, [1 + i * denoiser.n_T // steps for i in reversed(range(steps))])
+
+
+def trailing(denoiser: Denoiser, steps: int) -> list[float]:
+    """t = round(n_T (1 - i / steps)): starts at the last timestep (Lin et al. 2023)."""
+    return _sigmas_of(denoiser, [round((steps - i) * denoiser.n_T / steps) for i in range(steps)])
+
+
+def _sigmas_of(denoiser: Denoiser, t: list[int]) -> list[float]:
+    if len(t) > denoiser.n_T:
+        raise ValueError(f"{len(t)} steps from {denoiser.n_T} timesteps")
     device = next(denoiser.parameters()).device
     return [*denoiser.sigma(torch.tensor(t, device=device)).tolist(), 0.0]
 
@@ -118,4 +198,11 @@ def karras(denoiser: Denoiser, steps: int) -> list[float]:
     return [*((high + i / last * (low - high)) ** denoiser.rho for i in range(steps)), 0.0]
 
 
-SPACINGS = {"leading": leading, "karras": karras}
+def log_snr(denoiser: Denoiser, steps: int) -> list[float]:
+    """Equal steps of log SNR = -2 log sigma, from the highest sigma to the lowest."""
+    low, high = denoiser.sigma_range
+    last = max(steps - 1, 1)
+    return [*(high * (low / high) ** (i / last) for i in range(steps)), 0.0]
+
+
+SPACINGS = {"leading": leading, "trailing": trailing, "karras": karras, "log_snr": log_snr}

@@ -1,5 +1,8 @@
 """Samplers on data whose best denoiser is known, and against diffusers' schedulers."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -8,15 +11,21 @@ from errors import UserError
 from model.DDPM import DDPM
 from model.samplers import (
     SAMPLERS,
+    SPACINGS,
     beta_variance,
     clipped,
     ddim,
+    dpmpp_2m,
+    heun,
+    ipndm,
     leading,
+    pc,
     posterior_variance,
+    sde,
 )  # fmt: skip
 from sampling import sample, sampler_settings
 
-SHAPE = (8192, 1, 1, 1)
+SHAPE = (8, 1, 32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -34,32 +43,67 @@ def noise_source(seed: int):
     return lambda: torch.randn(SHAPE, generator=draw, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("options", [
-    {"eta": 0.0},
-    {"eta": 0.5},
-    {"eta": 1.0},
-    {"eta": 1.0, "variance": beta_variance},
+@pytest.mark.parametrize(("sampler", "options"), [
+    (ddim, {"eta": 0.0}),
+    (ddim, {"eta": 0.5}),
+    (ddim, {"eta": 1.0}),
+    (ddim, {"eta": 1.0, "variance": beta_variance}),
+    *((row.run, row.options) for row in SAMPLERS.values()),
 ])  # fmt: skip
-def test_sampler_returns_the_standard_deviation_of_the_data(process, options):
+def test_sampler_returns_the_standard_deviation_of_the_data(process, sampler, options):
     s = 0.5
     sigmas = leading(process, 1000)
     noise = noise_source(0)
-    x = ddim(gaussian(s), sigmas[0] * noise(), sigmas, noise, **options)
+    x = sampler(gaussian(s), sigmas[0] * noise(), sigmas, noise, **options)
     assert x.std().item() == pytest.approx(s, rel=0.03)  # 8192 draws: standard error 0.8 %
+    assert x.mean().item() == pytest.approx(0, abs=0.03)
 
 
-def test_deterministic_ddim_converges_at_first_order(process):
-    """The probability-flow ODE of a Gaussian maps x to x s / sqrt(s^2 + sigma^2)."""
-    s, top = 0.5, 10.0
+@pytest.mark.parametrize(("sampler", "order"), [
+    (ddim, 1), (heun, 2), (dpmpp_2m, 2), (ipndm, 3.5),
+])  # fmt: skip
+def test_halving_the_steps_cuts_the_error_by_the_order(sampler, order):
+    """The probability-flow ODE of a Gaussian maps x at sigma `top` to x
+    sqrt((s^2 + low^2) / (s^2 + top^2)) at `low`. iPNDM starts with lower orders, which tell."""
+    s, top, low = 0.5, 10.0, 0.01
     x = torch.full((1, 1, 1, 1), 7.0, dtype=torch.float64)
-    exact = x.item() * s / (s**2 + top**2) ** 0.5
+    exact = 7.0 * math.sqrt((s**2 + low**2) / (s**2 + top**2))
 
     def error(steps: int) -> float:
-        sigmas = [*torch.logspace(1, -3, steps, dtype=torch.float64).tolist(), 0.0]
-        return abs(ddim(gaussian(s), x, sigmas, None).item() - exact)
+        if sampler is ipndm:  # equal steps of sigma, for which its formulas are
+            sigmas = torch.linspace(top, low, steps + 1, dtype=torch.float64)
+        else:
+            sigmas = torch.linspace(math.log(top), math.log(low), steps + 1).double().exp()
+        return abs(sampler(gaussian(s), x, sigmas.tolist(), None).item() - exact)
 
-    assert 1.7 < error(100) / error(200) < 2.3
-    assert error(800) < 0.01 * exact + 1e-3
+    steps = 400 if sampler is ipndm else 100
+    ratio = math.log2(error(steps) / error(2 * steps))
+    assert ratio == pytest.approx(order, abs=0.3 if sampler is not ipndm else 1.0)
+
+
+def test_the_corrector_pulls_towards_the_data(process):
+    """From a wrong start at low sigma, Langevin steps bring pc nearer to N(0, s^2) than sde."""
+    s, sigmas = 0.5, [0.3, 0.28, 0.26, 0.24, 0.22, 0.2, 0.1, 0.0]
+    wrong = 2.0 * noise_source(1)()
+    off = [
+        abs(sampler(gaussian(s), wrong, sigmas, noise_source(2)).std().item() - s)
+        for sampler in (sde, pc)
+    ]
+    assert off[1] < off[0]
+
+
+@pytest.mark.parametrize("spacing", list(SPACINGS))
+def test_spacings_fall_from_near_the_top_to_0(process, spacing):
+    low, high = process.sigma_range
+    for steps in (1, 2, 7, 50):
+        *sigmas, last = SPACINGS[spacing](process, steps)
+        assert last == 0
+        assert len(sigmas) == steps
+        assert all(a > b for a, b in itertools.pairwise(sigmas))
+        assert sigmas[-1] >= low * 0.999
+        assert sigmas[0] <= high * 1.001
+        if spacing != "leading":
+            assert sigmas[0] == pytest.approx(high, rel=1e-4)
 
 
 def test_the_last_step_lands_on_x0(process):
@@ -158,6 +202,41 @@ def test_ddpm_equals_diffusers(process, eps_net, theirs, variance):
         noise=lambda: torch.randn(x.shape, generator=draw, dtype=torch.float64),
     )  # fmt: skip
     torch.testing.assert_close(ours, x, rtol=2e-3, atol=2e-3)
+
+
+def test_dpmpp_2m_equals_diffusers(process, eps_net):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
+        solver_order=2, algorithm_type="dpmsolver++", solver_type="midpoint",
+        final_sigmas_type="zero", timestep_spacing="leading",
+    )  # fmt: skip
+    scheduler.set_timesteps(20)
+    x = vp_start(0)
+    for t in scheduler.timesteps:
+        x = scheduler.step(eps_net(x, t.item() + 1), t, x).prev_sample
+    timesteps = [t + 1 for t in scheduler.timesteps.tolist()]
+    sigmas = [*process.sigma(torch.tensor(timesteps)).tolist(), 0.0]
+    start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
+    ours = dpmpp_2m(as_denoiser(process, eps_net), start, sigmas, None)
+    torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
+
+
+def test_heun_equals_diffusers(process, eps_net):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.HeunDiscreteScheduler(
+        num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear",
+        timestep_spacing="leading",
+    )  # fmt: skip
+    scheduler.set_timesteps(20)
+    timesteps = list(dict.fromkeys(t + 1 for t in scheduler.timesteps.int().tolist()))
+    sigmas = [*process.sigma(torch.tensor(timesteps)).tolist(), 0.0]
+    x = start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        x = scheduler.step(eps_net(scaled, t.item() + 1), t, x).prev_sample
+    ours = heun(as_denoiser(process, eps_net), start, sigmas, None)
+    torch.testing.assert_close(ours, x, rtol=5e-4, atol=5e-4)
 
 
 def test_clipping():
