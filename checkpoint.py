@@ -3,6 +3,7 @@
 A checkpoint is a dict of tensors and plain types, read with `weights_only=True`:
     config, net and ema (state dicts of the network), epoch (the last one completed), step,
     metrics, versions; `latest.pth` also holds `resume`, what training needs to go on.
+`load_denoiser` also reads those of other projects: see `foreign_checkpoints`.
 """
 
 import hashlib
@@ -18,7 +19,9 @@ import torch
 from config import Config, config_differences, parse_config
 from errors import UserError
 from files import replacing
+from foreign_checkpoints import adopted, is_foreign
 from model.denoiser import Denoiser
+from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser
 
 MODEL_KEYS = ("model_type", "net_type", "diffusion", "network")  # what decides the weights' meaning
@@ -32,10 +35,11 @@ class TrainedModel:
     config: Config
     epoch: int
     path: Path
+    input_scale: str | None = None  # of model/input_scale.py
 
     def fingerprint(self) -> str:
-        """A short hash of the weights: equal only for equal models."""
-        digest = hashlib.sha256()
+        """A short hash of the weights and of what they are fed: equal only for equal models."""
+        digest = hashlib.sha256((self.input_scale or "").encode())
         for name, tensor in self.denoiser.net.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().numpy().tobytes())
@@ -63,8 +67,25 @@ def save(path: Path, state: dict) -> None:
 
 def load(path: Path) -> dict:
     """Reads a checkpoint onto the CPU. Raises UserError if it is missing, damaged or foreign."""
+    return _ours(_read(path), path)
+
+
+def _ours(state: object, path: Path) -> dict:
+    """`state` if this project wrote it. Raises UserError if not."""
+    if is_foreign(state):
+        raise UserError(
+            f"{path}: of another project: the jobs that evaluate a model read it, with --ckpt and "
+            "--config, but training cannot start from it"
+        )
+    if not isinstance(state, dict) or not {"config", "ema", "net", "epoch"} <= set(state):
+        raise UserError(f"{path}: not a checkpoint of this project (it has no config and weights)")
+    return state
+
+
+def _read(path: Path) -> object:
+    """What a file holds, on the CPU. Raises UserError if it is missing, damaged or dangerous."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint. {_those_in(path.parent)}") from None
     except pickle.UnpicklingError:
@@ -74,9 +95,6 @@ def load(path: Path) -> dict:
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or truncated checkpoint ({reason})") from None
-    if not isinstance(state, dict) or not {"config", "ema", "net", "epoch"} <= set(state):
-        raise UserError(f"{path}: not a checkpoint of this project (it has no config and weights)")
-    return state
 
 
 def find(save_dir: str | Path, epoch: int = -1) -> Path:
@@ -113,13 +131,23 @@ def refuse_other_config(
 
 
 def load_denoiser(
-    path: Path, device: torch.device, config: Config | None = None, overrides: list[str] = ()
+    path: Path,
+    device: torch.device,
+    config: Config | None = None,
+    overrides: list[str] = (),
+    input_scale: str | None = None,
 ) -> TrainedModel:
     """The EMA denoiser of a checkpoint. Without `config` the one inside it holds, overridden.
 
-    Raises UserError if `config` describes another network or process than the checkpoint.
+    `input_scale`, a row of INPUT_SCALES, is for foreign checkpoints. Raises UserError if `config`
+    describes another network or process than the checkpoint.
     """
-    state = load(path)
+    state = _read(path)
+    if is_foreign(state):
+        state = adopted(state, path, config, input_scale)
+    elif input_scale:
+        raise UserError(f"--input_scale {input_scale}: {path} was trained here, on [-1, 1]")
+    state = _ours(state, path)
     if config is None:
         config = parse_config(state["config"], overrides, source=str(path))
     refuse_other_config(
@@ -132,8 +160,10 @@ def load_denoiser(
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise UserError(f"{path}: its weights do not fit its own config ({reason})") from None
+    if input_scale:
+        denoiser = RescaledDenoiser(denoiser, *INPUT_SCALES[input_scale])
     denoiser.to(device).eval().requires_grad_(False)
-    return TrainedModel(denoiser, config, int(state["epoch"]), Path(path))
+    return TrainedModel(denoiser, config, int(state["epoch"]), Path(path), input_scale)
 
 
 def _those_in(folder: Path) -> str:
