@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         images = draw(model, settings, args.n, args.batch_size, args.use_amp)
         origin = {
             "checkpoint": str(model.path), "epoch": model.epoch, "model": model.fingerprint(),
-            "seed": config.seed, **asdict(settings),
+            "input_scale": model.input_scale, "seed": config.seed, **asdict(settings),
         }  # fmt: skip
         folder = Path(config.save_dir)
     else:

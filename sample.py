@@ -72,6 +72,7 @@ def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> d
         "checkpoint": str(model.path),
         "epoch": model.epoch,
         "weights": model.fingerprint(),
+        "input_scale": model.input_scale,
         "dataset": model.config.dataset,
         "seed": model.config.seed,
         "sampler": settings.sampler,

@@ -15,6 +15,7 @@ import checkpoint
 import linear
 import sample
 import visualize_features
+from batches import to_model_range
 from cli import job_parser, model_of
 from config import load_config, parse_config
 from datasets import load_dataset
@@ -90,7 +91,8 @@ def test_every_job_gives_what_it_gives_for_our_own(tiny_yaml, tiny_config, tmp_p
     for path in (foreign, ours):
         call(sample, tiny_yaml, path, "--steps", 3, "--n", 2, "--output_dir", path.parent)
         pictures.append([np.array(Image.open(path.parent / f"pngs/{i}.png")) for i in range(2)])
-        assert json.loads((path.parent / "samples.json").read_text())["epoch"] == 59
+        facts = json.loads((path.parent / "samples.json").read_text())
+        assert (facts["epoch"], facts["input_scale"]) == (59, None)
     np.testing.assert_array_equal(*pictures)
 
 
@@ -245,6 +247,22 @@ def test_rescaled_features_are_those_of_the_trained_range(trained):
         theirs = trained.features(2 * x0 - 1, t, noise, ["out_1", "out_4"])
         for block, values in theirs.items():
             torch.testing.assert_close(ours[block], values)
+
+
+def test_what_the_public_tiny_ddae_computes_from_an_image():
+    """Its steps: ToTensor, Normalize(0.5, 0.5), 2 x - 1, then DDPM's noise at t = 11 of 1000."""
+    config = parse_config(TINY)
+    trained = build_denoiser(config).eval().requires_grad_(False)
+    rescaled = RescaledDenoiser(trained, *INPUT_SCALES["tiny-ddae"])
+    pixels = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    noise = torch.randn(3, 1, 8, 8)
+    theirs = 2 * ((pixels / 255 - 0.5) / 0.5) - 1
+    assert -3 <= theirs.min() < -1
+    abar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[10].float()
+    noisy = abar.sqrt() * theirs + (1 - abar).sqrt() * noise
+    expected = trained.net(noisy, torch.full((3,), 11 / 1000), blocks=["out_2"])
+    ours = rescaled.features(to_model_range(pixels), 11, noise, ["out_2"])
+    torch.testing.assert_close(ours["out_2"], expected["out_2"], rtol=1e-4, atol=1e-5)
 
 
 def test_rescaled_loss_and_denoised_image(trained):
