@@ -130,6 +130,4 @@ def gather_rows(rows: np.ndarray) -> np.ndarray:
 
 def replicated(module: nn.Module) -> nn.Module:
     """`module`, wrapped so that gradients are averaged over the ranks, if there are several."""
-    if not dist.is_initialized():
-        return module
-    return DistributedDataParallel(module, broadcast_buffers=False)  # they are constants here
+    return DistributedDataParallel(module) if dist.is_initialized() else module

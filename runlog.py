@@ -6,14 +6,20 @@ from pathlib import Path
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+import distributed
+
 
 class RunLog:
     """Appends to <save_dir>/metrics.jsonl and <save_dir>/tensorboard from step `start_step` on.
 
     Lines of steps past the start are dropped: they belong to work that was lost and is done again.
+    Of several processes rank 0 writes for all.
     """
 
     def __init__(self, save_dir: Path, start_step: int):
+        self.writes = distributed.is_main()
+        if not self.writes:
+            return
         save_dir.mkdir(parents=True, exist_ok=True)
         self.path = save_dir / "metrics.jsonl"
         kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
@@ -32,6 +38,8 @@ class RunLog:
     def write(self, kind: str, step: int, values: dict) -> None:
         """One line {"kind": kind, "step": step, **values}; numbers and lists also go to
         TensorBoard, as `kind/name`."""
+        if not self.writes:
+            return
         self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
@@ -44,8 +52,10 @@ class RunLog:
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
         """image: (C, H, W) uint8."""
-        self.board.add_image(name, image, step)
+        if self.writes:
+            self.board.add_image(name, image, step)
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if self.writes:
+            self.file.close()
+            self.board.close()

@@ -5,6 +5,7 @@ import itertools
 from pathlib import Path
 
 import checkpoint
+import distributed
 from cli import config_of, dataset_of, job, job_parser
 from config import Config
 from training import Trainer, measure_cost
@@ -33,6 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print_cost(trainer)
         return 0
+    if distributed.world_size() > 1:  # FutureXiang/ddae takes both per process
+        log.info(
+            "batch_size %d and lrate %g are global: each of the %d processes takes %d images",
+            config.batch_size, config.lrate, distributed.world_size(),
+            config.batch_size // distributed.world_size(),
+        )  # fmt: skip
     position(trainer, args.restart)
     if trainer.step >= trainer.total_steps:
         log.info("nothing to do: %s is at the last epoch already", trainer.latest_path)
@@ -72,7 +79,8 @@ def position(trainer: Trainer, restart: bool) -> None:
         )  # fmt: skip
         trainer.start_from(state)
         log.info("starting from the weights of %s, with a new optimizer", start)
-    if restart:
+    distributed.barrier()  # every rank has read what is there
+    if restart and distributed.is_main():
         retire(latest.parent)
 
 

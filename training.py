@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 from ema_pytorch import EMA
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
+import distributed
 from batches import Batches
 from config import Config
 from errors import UserError
 from evaluation.denoising import held_out_loss
 from evaluation.grids import save_image_grid
+from model.denoiser import Denoiser
 from model.models import build_denoiser
 from runlog import RunLog
 from sampling import sample, sampler_settings
@@ -31,8 +33,8 @@ from utils import (
     redirect_to_bar,
     seed_everything,
 )
+from window import Window
 
-BUCKETS = 10  # equal parts of the training distribution of the noise level
 LOG_EVERY = 50  # steps between reads of the device's counters
 SAVE_SECONDS = 600  # at most so long between two latest.pth
 COST_STEPS = 5  # timed by measure_cost
@@ -53,45 +55,15 @@ def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
         raise UserError(f"optim_args: {error}") from None
 
 
-class Window:
-    """Sums since the last log line, kept on the device; read once per LOG_EVERY steps."""
+class Loss(nn.Module):
+    """The denoiser's loss as a `forward`, of which DistributedDataParallel averages gradients."""
 
-    def __init__(self, device: torch.device):
-        zeros = torch.zeros
-        self.sums = {
-            "steps": zeros((), device=device),
-            "loss": zeros((), device=device),
-            "grad_norm": zeros((), device=device),
-            "skipped": zeros((), device=device),
-            "bad_in_a_row": zeros((), device=device),
-            "worst_in_a_row": zeros((), device=device),
-            "bucket_loss": zeros(BUCKETS, device=device),
-            "bucket_images": zeros(BUCKETS, device=device),
-        }
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.denoiser = denoiser
 
-    def add(self, per_image: Tensor, grad_norm: Tensor, u: Tensor, skipped: Tensor) -> None:
-        """per_image, u: (N,); a skipped step is counted, and left out of the other sums."""
-        sums = self.sums
-        finite = ~skipped
-        bad = skipped.float()
-        sums["steps"] += finite
-        sums["loss"] += torch.where(finite, per_image.mean(), 0)
-        sums["grad_norm"] += torch.where(finite, grad_norm, 0)
-        sums["skipped"] += bad
-        sums["bad_in_a_row"] += 1
-        sums["bad_in_a_row"] *= bad
-        torch.maximum(sums["worst_in_a_row"], sums["bad_in_a_row"], out=sums["worst_in_a_row"])
-        bucket = (u * BUCKETS).long()
-        per_image = torch.where(finite, per_image, 0)
-        sums["bucket_loss"].index_add_(0, bucket, per_image)
-        sums["bucket_images"].index_add_(0, bucket, finite.float().expand_as(per_image))
-
-    def read_and_reset(self) -> dict:
-        values = {name: total.tolist() for name, total in self.sums.items()}
-        for name, total in self.sums.items():
-            if name != "bad_in_a_row":  # a row of bad losses may cross the border of two windows
-                total.zero_()
-        return values
+    def forward(self, *args: Tensor, **conditions: Tensor) -> Tensor:
+        return self.denoiser.loss(*args, **conditions)
 
 
 class Trainer:
@@ -114,10 +86,12 @@ class Trainer:
         self.optimizer = build_optimizer(config, self.denoiser.parameters())
         needs_scaler = use_amp and amp_dtype(device) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=needs_scaler)
+        self.loss = distributed.replicated(Loss(self.denoiser))
         self.window = Window(device)
+        self.part = distributed.share_of_batch(config.batch_size)
         self.batches = Batches(
             train.images, train.labels, config.batch_size, device, config.seed,
-            shuffle=True, flip=config.flip, drop_last=True,
+            shuffle=True, flip=config.flip, drop_last=True, part=self.part,
         )  # fmt: skip
         if not self.batches.steps_per_epoch:
             raise UserError(
@@ -126,7 +100,7 @@ class Trainer:
         self.test = test
         self.step = 0
         self.metrics = {"loss_average": None, "skipped": 0, "best_loss": None, "best_epoch": None}
-        self.stop_signal: int | None = None
+        self.own_signal = self.stop_signal = 0  # what this rank was sent, and what all agree on
 
     @property
     def total_steps(self) -> int:
@@ -140,16 +114,14 @@ class Trainer:
         lr = learning_rate(config, self.step // self.batches.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        x0, _ = self.batches[self.step]
-        draw = generator(self.device, config.seed, "noise", self.step)
-        u = torch.rand(len(x0), generator=draw, device=self.device)
-        noise = torch.randn(x0.shape, generator=draw, device=self.device)
-        seed_everything(config.seed, "dropout", self.step)
+        x0, u, noise = self._draw_batch()
+        sigma = self.denoiser.training_sigma(u[self.part])
         with autocast(self.device, self.use_amp):
-            per_image = self.denoiser.loss(x0, self.denoiser.training_sigma(u), noise)
+            per_image = self.loss(x0, sigma, noise)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(per_image.mean()).backward()
         self.scaler.unscale_(self.optimizer)
+        per_image = distributed.gather_shares(per_image.detach(), config.batch_size)
         grad_norm = clip_grad_norm_(self.denoiser.parameters(), config.grad_clip)
         if self.scaler.is_enabled():  # an overflow of the scaled gradients is no bad loss
             skipped = ~per_image.isfinite().all()
@@ -160,8 +132,22 @@ class Trainer:
             self.optimizer.found_inf = skipped.float()
             self.optimizer.step()
         self.ema.update()
-        self.window.add(per_image.detach(), grad_norm, u, skipped)
+        self.window.add(per_image, grad_norm, u, skipped)
         self.step += 1
+
+    def _draw_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """x0 and noise of this rank's part of the batch, and u, (batch_size,), of all of it.
+
+        Everything is drawn for the whole batch and then cut, so that the number of processes
+        changes nothing; but each rank has a dropout of its own, rank 0 that of a single process.
+        """
+        seed, n, rank = self.config.seed, self.config.batch_size, distributed.rank()
+        x0, _ = self.batches[self.step]
+        draw = generator(self.device, seed, "noise", self.step)
+        u = torch.rand(n, generator=draw, device=self.device)
+        noise = torch.randn((n, *x0.shape[1:]), generator=draw, device=self.device)
+        seed_everything(seed, "dropout", self.step, *([rank] if rank else []))
+        return x0, u, noise[self.part]
 
     # what survives
 
@@ -178,6 +164,7 @@ class Trainer:
         }
 
     def save_latest(self) -> None:
+        self.last_saved = time.monotonic()
         resume = {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -185,15 +172,15 @@ class Trainer:
             "window": self.window.sums,
             "use_amp": self.use_amp,
         }
-        checkpoint.save(self.latest_path, {**self.state(), "resume": resume})
-        self.last_saved = time.monotonic()
+        self._save("latest.pth", resume=resume)
+
+    def _save(self, name: str, **more: dict) -> None:
+        if distributed.is_main():
+            checkpoint.save(self.latest_path.with_name(name), {**self.state(), **more})
 
     @property
     def latest_path(self) -> Path:
         return self.save_dir / "ckpts" / "latest.pth"
-
-    def model_path(self, epoch: int) -> Path:
-        return self.save_dir / "ckpts" / f"model_{epoch}.pth"
 
     def resume(self, state: dict) -> None:
         """Goes on from the dict of a latest.pth, bit for bit."""
@@ -235,15 +222,20 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _on_signal(self, number, frame) -> None:
-        self.stop_signal = number
+        self.own_signal = number
         log.info("%s: finishing this step, then saving", signal.Signals(number).name)
+
+    def _told_to_stop(self) -> bool:
+        """Whether any rank has had a signal: it does not come to all of them at the same step."""
+        self.stop_signal = distributed.max_over_ranks(self.own_signal)
+        return bool(self.stop_signal)
 
     def _run(self, run_log: RunLog) -> None:
         per_epoch = self.batches.steps_per_epoch
         bar = progress(total=self.total_steps, initial=self.step, unit="step", smoothing=0.05)
         self.denoiser.train()
         start, since = time.monotonic(), self.step
-        while self.step < self.total_steps and self.stop_signal is None:
+        while self.step < self.total_steps and not self._told_to_stop():
             self.train_step()
             bar.update()
             ends_epoch = self.step % per_epoch == 0
@@ -300,7 +292,7 @@ class Trainer:
         if last or (epoch + 1) % self.config.sample_every == 0:
             self._measure(run_log, epoch)
         if self.config.save_model and (last or (epoch + 1) % self.config.save_every == 0):
-            checkpoint.save(self.model_path(epoch), self.state())
+            self._save(f"model_{epoch}.pth")
         self.save_latest()
 
     def _measure(self, run_log: RunLog, epoch: int) -> None:
@@ -309,13 +301,11 @@ class Trainer:
         loss = held_out_loss(self.ema_denoiser, self.test, self.device, self.use_amp)
         if self.metrics["best_loss"] is None or loss < self.metrics["best_loss"]:
             self.metrics.update(best_loss=loss, best_epoch=epoch)
-            checkpoint.save(self.save_dir / "ckpts" / "best.pth", self.state())
+            self._save("best.pth")
         run_log.write("test", self.step, {"epoch": epoch, "loss": loss})
-        samples = sample(
-            self.ema_denoiser, sampler_settings(self.ema_denoiser),
-            list(range(self.config.n_sample)), self.config.seed,
-            self.config.network.image_shape, self.use_amp,
-        )  # fmt: skip
+        samples = self._draw_samples()
+        if not distributed.is_main():
+            return
         columns = min(10, math.ceil(math.sqrt(len(samples))) * 2)
         spread = [i * len(self.test) // columns for i in range(columns)]  # over the classes
         real = torch.from_numpy(self.test.images[spread])
@@ -324,6 +314,18 @@ class Trainer:
         run_log.image("samples", self.step, grid)
         seconds = time.monotonic() - started
         log.info("epoch %d: test loss %.5f, samples in %s (%.0f s)", epoch, loss, path, seconds)
+
+    def _draw_samples(self) -> Tensor:
+        """(n_sample, C, H, W) uint8 on the device, drawn by all ranks together."""
+        mine = list(distributed.share(self.config.n_sample))
+        shape = self.config.network.image_shape
+        samples = torch.empty((0, *shape), dtype=torch.uint8, device=self.device)
+        if mine:
+            settings = sampler_settings(self.ema_denoiser)
+            samples = sample(
+                self.ema_denoiser, settings, mine, self.config.seed, shape, self.use_amp
+            )
+        return distributed.gather_shares(samples, self.config.n_sample)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import torch
 
+import distributed
 from batches import Batches
 from model.denoiser import Denoiser
 from utils import autocast, generator
@@ -11,10 +12,13 @@ CHUNK = 250  # images per forward; the noise is drawn per chunk, so it is part o
 
 @torch.no_grad()
 def held_out_loss(denoiser: Denoiser, data, device: torch.device, use_amp: bool = False) -> float:
-    """Mean training loss over `data` (a Dataset), at noise levels and noise that never change."""
+    """Mean training loss over `data` (a Dataset), at noise levels and noise that never change.
+
+    The chunks are divided among the ranks; every rank gets the mean of all.
+    """
     chunks = Batches(data.images, data.labels, CHUNK, device)
     total = torch.zeros((), dtype=torch.float64)
-    for i in range(chunks.steps_per_epoch):
+    for i in distributed.share(chunks.steps_per_epoch):
         x0, _ = chunks[i]
         draw = generator("cpu", "held-out loss", i)
         u = torch.rand(len(x0), generator=draw).to(device)
@@ -22,4 +26,4 @@ def held_out_loss(denoiser: Denoiser, data, device: torch.device, use_amp: bool 
         with autocast(device, use_amp):
             loss = denoiser.loss(x0, denoiser.training_sigma(u), noise)
         total += loss.sum().cpu()
-    return float(total) / chunks.n_images
+    return float(distributed.sum_over_ranks(total)) / chunks.n_images
