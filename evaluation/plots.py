@@ -10,7 +10,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
+from batches import to_uint8
 from files import replacing
 
 LEGEND_MARKER = 60  # area in points squared, whatever the size of the points
@@ -138,6 +140,41 @@ def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False) -> Non
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     ax.grid(alpha=0.3)
+
+
+def forward_process(
+    path: Path,
+    images: Tensor,
+    timesteps: Sequence[int],
+    t: np.ndarray,
+    signal: np.ndarray,
+    noise: np.ndarray,
+    title: str,
+) -> None:
+    """images: (N, T, C, H, W) in [-1, 1], one row each; below them the weights of the image and
+    of the noise, `signal` and `noise` (len(t),), over t. Raises UserError if `path` cannot be
+    written."""
+    rows, columns = images.shape[:2]
+    figure = Figure(figsize=(max(1.1 * columns, 6.0), 1.1 * rows + 3.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1.1 * rows + 0.4, 2.8])
+    for (i, j), ax in np.ndenumerate(above.subplots(rows, columns, squeeze=False)):
+        pixels = to_uint8(images[i, j]).permute(1, 2, 0).numpy()
+        ax.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
+        ax.set_axis_off()
+        if i == 0:
+            ax.set_title(f"t = {timesteps[j]}" if timesteps[j] else "clean", fontsize=9)
+    ax = below.subplots()
+    ax.plot(t, signal, label="image")
+    ax.plot(t, noise, label="noise")
+    for shown in timesteps:
+        if shown:
+            ax.axvline(shown, color="grey", alpha=0.4, linewidth=0.8)
+    ax.set_xlabel("t")
+    ax.set_ylabel("weight (squares add up to 1)")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:

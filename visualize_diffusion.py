@@ -1,0 +1,84 @@
+"""Shows the forward process: clean images turning to noise, and its signal and noise over t."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from batches import to_model_range
+from cli import config_of, dataset_of, job, job_parser
+from config import Config
+from errors import UserError
+from evaluation.plots import forward_process
+from linear import int_list
+from model.DDPM import alpha
+from model.denoiser import Denoiser
+from model.models import PROCESSES
+from utils import generator
+
+PANELS = 8  # noise levels shown by default
+CURVE_POINTS = 500
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__, checkpoint=False)
+    parser.add_argument("--num_images", "--n", type=int, default=6, help="rows of images")
+    parser.add_argument(
+        "--timesteps", type=int_list, metavar="T,T",
+        help="columns, 0 being the clean image (default: 8 spread over all)",
+    )  # fmt: skip
+    parser.add_argument("--save_path", help="default: <save_dir>/forward_process.png")
+    return parser.parse_args(argv)
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    config = config_of(args)
+    process = PROCESSES[config.model_type](torch.nn.Linear(1, 1), config.diffusion)
+    timesteps = timesteps_of(args, process)
+    test = dataset_of(args, config, "test")
+    if not 1 <= args.num_images <= len(test):
+        raise UserError(f"--num_images {args.num_images}: give 1 to {len(test)}")
+    spread = [i * len(test) // args.num_images for i in range(args.num_images)]  # over the classes
+    x0 = to_model_range(torch.from_numpy(test.images[spread]))
+    path = Path(args.save_path or Path(config.save_dir) / "forward_process.png")
+    t = torch.linspace(1, process.n_T, CURVE_POINTS)
+    sigma = process.sigma(t)
+    forward_process(
+        path, noisy(process, x0, timesteps, config.seed), timesteps,
+        t.numpy(), alpha(sigma).numpy(), (alpha(sigma) * sigma).numpy(),
+        f"forward process: {test.name}, {describe(config)}",
+    )  # fmt: skip
+    print(f"wrote {path}")
+    return 0
+
+
+def timesteps_of(args: argparse.Namespace, process: Denoiser) -> list[int]:
+    """The columns. Raises UserError for a timestep that the process does not have."""
+    if args.timesteps is None:
+        return sorted({round(i * process.n_T / (PANELS - 1)) for i in range(PANELS)})
+    for t in args.timesteps:
+        if not 0 <= t <= process.n_T:
+            raise UserError(f"--timesteps {t}: give 0 (clean) to {process.n_T} (almost pure noise)")
+    return args.timesteps
+
+
+def noisy(process: Denoiser, x0: torch.Tensor, timesteps: list[int], seed: int) -> torch.Tensor:
+    """(N, T, C, H, W): alpha (x0 + sigma n), with one noise for all timesteps of an image and
+    alpha = 1 / sqrt(1 + sigma^2); t = 0 is the image itself."""
+    noise = torch.randn(x0.shape, generator=generator("cpu", seed, "forward process"))
+    columns = []
+    for t in timesteps:
+        sigma = process.sigma(torch.tensor([t])) if t else torch.zeros(1)
+        columns.append(alpha(sigma) * (x0 + sigma * noise))
+    return torch.stack(columns, dim=1)
+
+
+def describe(config: Config) -> str:
+    schedule = getattr(config.diffusion, "schedule", None)
+    return f"{config.model_type}, {schedule} schedule" if schedule else config.model_type
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
