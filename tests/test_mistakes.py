@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-JOBS = ["train", "linear", "visualize_features", "sample", "fid", "reproduce"]
-READS_A_MODEL = ["linear", "visualize_features", "sample", "fid"]
+JOBS = ["train", "linear", "contrastive", "visualize_features", "sample", "fid", "reproduce"]
+READS_A_MODEL = ["linear", "contrastive", "visualize_features", "sample", "fid"]
 # what a job cannot do without, beside a config
 MORE = {"fid": ["--n", "4"], "visualize_features": ["--timestep", "1", "--blockname", "out_1"]}
 
