@@ -42,6 +42,14 @@ def write_json(path: str | Path, values: dict) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: str | Path) -> dict:
+    """What `write_json` wrote. Raises UserError if it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not valid JSON; delete it and run the command again") from None
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,28 +1,40 @@
 """Linear probe: how well a linear classifier reads the classes from frozen features."""
 
 import argparse
-import time
 from pathlib import Path
 
+import distributed
 from checkpoint import TrainedModel, versions
 from cli import config_of, dataset_of, job, job_parser, model_of
 from config import Config
 from errors import UserError
-from evaluation.features import (
-    Extractor,
-    FeatureSource,
-    network_source,
-    pixel_source,
-    save_features,
-)
-from evaluation.probe import CellResult, holdout, probe_cached, probe_paper
-from evaluation.tables import file_stem, summary, write_grid, write_record
+from evaluation import epochs, seeds, tables
+from evaluation.features import FeatureSource, network_source, pixel_source
+from evaluation.probe import PROTOCOLS, Probe
 from model.models import build_denoiser
 from utils import log, pick_device, seed_everything
+
+EXCLUDES = {  # an option, those that cannot stand beside it, and why
+    "grid": (("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
+    "sigmas": (("timesteps", "timestep"), "the noise levels are named in one way"),
+    "epochs": (
+        ("epoch", "ckpt", "baseline", "seeds", "save_features"),
+        "--epochs reads the checkpoints in the config's save_dir, with one seed",
+    ),
+    "seeds": (("seed", "save_features"), "--seeds probes with several"),
+}
 
 
 def int_list(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+def float_list(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def epoch_list(text: str) -> list[int]:
+    return [] if text == "all" else int_list(text)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -35,9 +47,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--timestep", type=int, help="of the one cell (default: the config's)")
     parser.add_argument("--blockname", help="of the one cell (default: the config's)")
     parser.add_argument(
-        "--protocol", choices=["paper", "cached"], default="paper",
+        "--sigmas", type=float_list, metavar="S,S",
+        help="noise levels of the grid, or the one of the cell, instead of timesteps",
+    )  # fmt: skip
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS, default="paper",
         help="paper: Adam on augmented images, as the reference; cached: each image's features "
-        "once, heads at their optimum, in a fraction of the time",
+        "once, heads at their optimum, in a fraction of the time; knn: the same features, the "
+        "votes of the 20 and of the 200 nearest by cosine",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=epoch_list, metavar="all|E,E",
+        help="the cell, or the grid's best, at all checkpoints of the run or at these",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int_list, metavar="S,S",
+        help="mean and standard deviation over these seeds of the probe",
     )  # fmt: skip
     parser.add_argument(
         "--baseline", choices=["random", "pixels"],
@@ -51,32 +76,47 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
     args = parser.parse_args(argv)
-    if args.grid and (args.timestep or args.blockname):
-        raise UserError("--grid takes --timesteps and --blocks, not --timestep and --blockname")
-    if not args.grid and (args.timesteps or args.blocks):
-        raise UserError("--timesteps and --blocks are of the grid: add --grid")
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give at least 1")
+    refuse(args, {name for name, value in vars(args).items() if value != parser.get_default(name)})
     return args
 
 
-def source_of(args, device) -> tuple[FeatureSource, Config, TrainedModel | None, str]:
-    """What is probed, its config, its checkpoint if it is one, and words for titles."""
+def refuse(args: argparse.Namespace, given: set[str]) -> None:
+    """Raises UserError for options that do not go together; `given` are those not at default."""
+    for option, (others, why) in EXCLUDES.items():
+        for other in others:
+            if {option, other} <= given:
+                raise UserError(f"--{option} and --{other} exclude each other: {why}")
+    if not args.grid and (args.timesteps or args.blocks or len(args.sigmas or []) > 1):
+        raise UserError("--timesteps, --blocks and several --sigmas are of the grid: add --grid")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: give at least 1")
+    if min([*(args.epochs or []), *(args.seeds or [])], default=0) < 0:
+        raise UserError("--epochs and --seeds count from 0")
+    if args.seeds and len(set(args.seeds)) < 2:
+        raise UserError("--seeds: a standard deviation needs two that differ")
+    if args.seeds and args.baseline == "pixels" and args.protocol != "paper":
+        raise UserError(f"--seeds: on raw pixels, --protocol {args.protocol} draws nothing")
+
+
+def source_of(args, device) -> tuple[FeatureSource, Config, str, dict]:
+    """What is probed (of --epochs the newest), its config, words for titles, facts for files."""
     if args.baseline is None:
-        trained = model_of(args, device)
-        source = network_source(trained.denoiser, trained.fingerprint(), args.use_amp)
-        return source, trained.config, trained, f"epoch {trained.epoch}"
-    config = config_of(args) if args.config or not args.ckpt else model_of(args, device).config
-    if args.baseline == "pixels":
-        return pixel_source(), config, None, "raw pixels"
-    seed_everything(config.seed, "init")
-    denoiser = build_denoiser(config).to(device).eval().requires_grad_(False)
-    untrained = TrainedModel(denoiser, config, epoch=-1, path=Path())
-    source = network_source(denoiser, untrained.fingerprint(), args.use_amp)
-    return source, config, None, "untrained network"
+        model = model_of(args, device)
+        facts = {"checkpoint": str(model.path), "epoch": model.epoch}
+        what = f"epoch {model.epoch}"
+    else:
+        config = config_of(args) if args.config or not args.ckpt else model_of(args, device).config
+        facts = {"checkpoint": None, "epoch": None}
+        if args.baseline == "pixels":
+            return pixel_source(), config, "raw pixels", facts
+        seed_everything(config.seed, "init")
+        denoiser = build_denoiser(config).to(device).eval().requires_grad_(False)
+        model, what = TrainedModel(denoiser, config, epoch=-1, path=Path()), "untrained network"
+    source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
+    return source, model.config, what, facts
 
 
-def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[int], list[str]]:
+def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[float], list[str]]:
     """The timesteps and blocks to probe. Raises UserError for those that are not there."""
     if args.grid:
         timesteps = args.timesteps or source.default_timesteps
@@ -86,71 +126,51 @@ def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[int], li
     else:
         timesteps = [config.linear.timestep if args.timestep is None else args.timestep]
         blocks = [args.blockname or config.linear.blockname]
+    if args.sigmas:
+        timesteps = [source.timestep(sigma) for sigma in args.sigmas]
     timesteps, blocks = sorted(set(timesteps)), list(dict.fromkeys(blocks))
     source.check(timesteps, blocks)
     return timesteps, blocks
-
-
-def save_results(folder, args, config, trained, title, results: list[CellResult], facts: dict):
-    """Writes the files of the grid or of the one cell. Returns their paths."""
-    record = {
-        "dataset": config.dataset,
-        "checkpoint": None if trained is None else str(trained.path),
-        "epoch": None if trained is None else trained.epoch,
-        "baseline": args.baseline,
-        "protocol": args.protocol,
-        "seed": config.seed,
-        "use_amp": args.use_amp,
-        **facts,
-        "versions": versions(),
-        "config": config.model_dump(mode="json"),
-    }
-    stem = file_stem(None if args.grid else results[0], args.protocol, args.baseline)
-    if args.grid:
-        return write_grid(folder, stem, results, record, title)
-    path = folder / f"{stem}.json"
-    write_record(path, results, record)
-    return [path]
 
 
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
-    source, config, trained, what = source_of(args, device)
-    timesteps, blocks = cells_of(args, source, config)
+    source, config, what, facts = source_of(args, device)
+    cells = cells_of(args, source, config)
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
-    save_dir = Path(config.save_dir)
-    kept = None if args.baseline == "pixels" else save_dir / "features"
-    extractor = Extractor(source, device, config.seed, args.batch_size, kept)
-
-    start = time.perf_counter()
-    if args.protocol == "cached":
-        results = probe_cached(extractor, train, test, timesteps, blocks)
+    probe = Probe(
+        args.protocol, train, test, *cells, bool(args.sigmas), config.linear, config.flip,
+        device, args.batch_size, Path(config.save_dir),
+    )  # fmt: skip
+    cell = None if args.grid else probe.first_cell(source)
+    facts |= {"fingerprint": source.fingerprint}
+    if args.epochs is not None:
+        mode, what, facts = epochs, cell.name if cell else "the grid's best cell", {}
+        results = epochs.probe_epochs(probe, args.epochs, config, args.use_amp)
+    elif args.seeds:
+        mode, results = seeds, seeds.probe_seeds(probe, source, args.seeds)
     else:
-        results = probe_paper(
-            extractor, train, test, timesteps, blocks, config.linear, config.flip, save_dir
-        )
-    seconds = time.perf_counter() - start
+        mode, results = tables, probe(source, config.seed)
 
-    n_held = int(holdout(train.labels).sum())
-    title = f"linear probe: {train.name}, {what}, protocol {args.protocol}"
-    facts = {
-        "fingerprint": source.fingerprint,
-        "n_train": len(train), "n_validation": n_held, "n_test": len(test),
-        "device": device.type, "seconds": seconds, "images_per_s": extractor.images_per_s,
+    about = {
+        "dataset": config.dataset, "baseline": args.baseline, "grid": args.grid, **facts,
+        **probe.facts(), "seed": None if args.seeds else config.seed, "use_amp": args.use_amp,
+        "versions": versions(), "config": config.model_dump(mode="json"),
     }  # fmt: skip
-    folder = Path(args.output_dir or save_dir)
-    print(summary(results, title, n_held, len(test)))
-    paths = save_results(folder, args, config, trained, title, results, facts)
-    print("\nwrote " + ", ".join(str(path) for path in paths))
+    kind = "k-NN" if args.protocol == "knn" else "linear"
+    title = f"{kind} probe: {train.name}, {what}, protocol {args.protocol}"
+    stem = tables.file_stem(cell, args.protocol, args.baseline, mode.OVER)
+    print(mode.summary(results, title, about))
+    if distributed.is_main():
+        paths = mode.write(Path(args.output_dir or config.save_dir) / stem, results, title, about)
+        print("\nwrote " + ", ".join(map(str, paths)))
     if args.save_features:
-        path = Path(args.save_features)
-        features = [extractor(dataset, timesteps, blocks) for dataset in (train, test)]
-        save_features(path, [train, test], features)
-        print(f"wrote {path}")
-    if kept and kept.is_dir():
-        log.info(f"features are kept in {kept}: a second probe of this model reads them there")
+        probe.save_features(source, config.seed, Path(args.save_features))
+        print(f"wrote {args.save_features}")
+    if args.baseline != "pixels" and probe.features_folder.is_dir():
+        log.info(f"features are kept in {probe.features_folder}: a second probe reads them there")
     return 0
 
 

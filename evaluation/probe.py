@@ -16,18 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import distributed
 from config.schema import Linear
 from datasets import Dataset
 from errors import UserError
-from evaluation.features import Cell, Extractor, FeatureSource, short_hash
+from evaluation.features import Cell, Extractor, FeatureSource, save_features, short_hash
 from evaluation.heads import fit_logistic
 from evaluation.knn import knn_accuracies
 from evaluation.paper_protocol import fit_paper
 from files import read_json, write_json
-from utils import generator, log
+from utils import generator, log, progress
 
 # (x, y, x_new, y_new, n_classes) -> {k: accuracy on x_new of what x teaches}, k None but for k-NN
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, int], dict[int | None, float]]
@@ -39,7 +38,6 @@ class ProbedCell:
 
     t: float
     block: str
-    width: int
     _: KW_ONLY
     k: int | None = None  # neighbours of k-NN; None: a linear head
     sigma: float | None = None  # the noise level of t; None: no noise
@@ -62,6 +60,7 @@ class ProbedCell:
 class CellResult(ProbedCell):
     """Accuracies are in 0..1; `validation_accuracy` is on the held-out 10 % of train."""
 
+    width: int
     validation_accuracy: float
     test_accuracy: float
     test_interval: tuple[float, float]  # 95 %
@@ -96,10 +95,35 @@ class Probe:
     batch_size: int
     folder: Path
 
+    @property
+    def features_folder(self) -> Path:
+        return self.folder / "features"
+
+    def first_cell(self, source: FeatureSource) -> ProbedCell:
+        t = self.timesteps[0]
+        return ProbedCell(t, self.blocks[0], sigma=source.sigma(t), by_sigma=self.by_sigma)
+
+    def facts(self) -> dict:
+        """What the files of results say of the probe."""
+        return {
+            "protocol": self.protocol,
+            "n_train": len(self.train),
+            "n_validation": int(holdout(self.train.labels).sum()),
+            "n_test": len(self.test),
+            "device": self.device.type,
+        }
+
     def extractor(self, source: FeatureSource, seed: int) -> Extractor:
         """Keeps the features of a network, not those that take no time."""
-        folder = None if source.denoiser is None else self.folder / "features"
+        folder = None if source.denoiser is None else self.features_folder
         return Extractor(source, self.device, seed, self.batch_size, folder)
+
+    def save_features(self, source: FeatureSource, seed: int, path: Path) -> None:
+        """Writes the features of all cells of train and test, see `features.save_features`."""
+        extractor, datasets = self.extractor(source, seed), [self.train, self.test]
+        features = [extractor(dataset, self.timesteps, self.blocks) for dataset in datasets]
+        if distributed.is_main():
+            save_features(path, datasets, features)
 
     def __call__(self, source: FeatureSource, seed: int) -> Outcome:
         extractor = self.extractor(source, seed)
@@ -197,7 +221,7 @@ def probe_cached(
     y, y_test = _tensor(train.labels, on), _tensor(test.labels, on)
     n_classes = len(train.class_names)
     results = []
-    for cell, features in tqdm(test_features.items(), "cells", unit="cell", disable=None):
+    for cell, features in progress(test_features.items(), "cells", unit="cell", disable=None):
         x = _tensor(train_features[cell], on)
         validation = score(x[~held], y[~held], x[held], y[held], n_classes)
         accuracy = score(x, y, _tensor(features, on), y_test, n_classes)

@@ -2,8 +2,7 @@
 
 import csv
 import io
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,84 +10,83 @@ import numpy as np
 
 from errors import UserError
 from evaluation.plots import heat_map
-from evaluation.probe import CellResult, best, best_on_test
-from files import replacing, write_json
+from evaluation.probe import CellResult, Outcome, ProbedCell, best, best_on_test
+from files import read_json, replacing, write_json
 
+OVER = None  # what a probe is done over: once
 PICKED_ON_TEST = "picked on the test set, as published figures are"
+SEEN = {  # what the compared and the reported answers come from, by whether they are k-NN's
+    False: ("by heads that have not seen it", "by heads fitted on all of train"),
+    True: ("by neighbours in the other 90 %", "by neighbours in all of train"),
+}
 
 
-def file_stem(cell: CellResult | None, protocol: str, baseline: str | None) -> str:
+def file_stem(
+    cell: ProbedCell | None, protocol: str, baseline: str | None, over: str | None = None
+) -> str:
     """The name of a probe's files: linear_grid, or linear_<block>_t<t> for one cell.
 
-    What is not the default is appended: linear_grid_cached_random.
+    What is not the default is added: linear_grid_cached_random, linear_epochs_out_2_t21_knn.
     """
-    stem = "linear_grid" if cell is None else f"linear_{cell.block}_t{cell.t}"
-    return stem + ("_cached" if protocol == "cached" else "") + (f"_{baseline}" if baseline else "")
+    where = "grid" if cell is None else f"{cell.block}_{cell.level.replace('=', '')}"
+    parts = ["linear", over, where, None if protocol == "paper" else protocol, baseline]
+    return "_".join(filter(None, parts))
 
 
-def summary(results: list[CellResult], title: str, n_validation: int, n_test: int) -> str:
+def summary(outcome: Outcome, title: str, about: dict) -> str:
     """What the job prints: both tables, the headline, and what picking on test would give."""
+    results = outcome.results
+    held_out = f"on the held-out 10 % of train ({about['n_validation']:,} images)"
     if len(results) == 1:
-        validation = f"{100 * results[0].validation_accuracy:.2f} % on the held-out 10 % of train"
-        return "\n".join([title, *_headlines(results), f"{validation} ({n_validation:,} images)"])
-    validation = _grid(results, lambda r: f"{100 * r.validation_accuracy:.2f}")
-    test = _grid(results, lambda r: f"{100 * r.test_accuracy:.2f} ({_interval(r)})")
-    lines = [
-        title,
-        "",
-        f"accuracy in % on the held-out 10 % of train ({n_validation:,} images), by heads that "
-        "have not seen it: picks the cell",
-        aligned(validation),
-        "",
-        f"accuracy in % on test ({n_test:,} images; in brackets the 95 % interval), by heads "
-        "fitted on all of train",
-        aligned(test),
-        "",
-        *_headlines(results),
-    ]
-    return "\n".join(lines)
+        validation = f"{percent(results[0].validation_accuracy)} % {held_out}"
+        return "\n".join([title, *_headlines(results), validation])
+    compared, reported = SEEN[results[0].k is not None]
+    tables = {
+        f"accuracy in % {held_out}, {compared}: picks the cell": grid_rows(
+            results, lambda r: percent(r.validation_accuracy)
+        ),
+        f"accuracy in % on test ({about['n_test']:,} images; in brackets the 95 % interval), "
+        f"{reported}": grid_rows(results, with_interval),
+    }
+    return as_text(title, tables, _headlines(results))
 
 
-def write_grid(folder: Path, stem: str, results: list[CellResult], record: dict, title: str):
-    """Writes <stem>.json, .csv, .md and .png. Returns the paths."""
-    paths = [folder / f"{stem}.{suffix}" for suffix in ("json", "csv", "md", "png")]
-    write_record(paths[0], results, record)
-    _write_text(paths[1], _csv(results))
-    _write_text(paths[2], _markdown(results, title))
-    blocks, timesteps = _axes(results)
+def write(stem: Path, outcome: Outcome, title: str, about: dict) -> list[Path]:
+    """Writes <stem>.json with `about`; of a grid also .csv, .md and .png. Returns the paths."""
+    results = outcome.results
+    record = about | {"seconds": outcome.seconds, "images_per_s": outcome.images_per_s}
+    paths = [Path(f"{stem}.{suffix}") for suffix in ("json", "csv", "md", "png")]
+    cells = {
+        "cells": [asdict(result) for result in results],
+        "headline": asdict(best(results)),
+        "picked_on_test": asdict(best_on_test(results)),
+    }
+    write_json(paths[0], record | cells)
+    if not about["grid"]:
+        return paths[:1]
+    write_text(paths[1], _csv(results))
+    write_text(paths[2], _markdown(results, title))
+    rows, levels = _axes(results)
     tables = {
         "held-out 10 % of train (red: the best)": _values(results, "validation_accuracy"),
         "test (red: the same cell)": _values(results, "test_accuracy"),
     }
     winner = best(results)
     heat_map(
-        paths[3], tables, blocks, [f"t={t}" for t in timesteps], title, "accuracy in %",
-        marked=(blocks.index(winner.block), timesteps.index(winner.t)),
+        paths[3], tables, rows, levels, title, "accuracy in %",
+        marked=(rows.index(winner.row), levels.index(winner.level)),
     )  # fmt: skip
     return paths
 
 
-def write_record(path: Path, results: list[CellResult], record: dict) -> None:
-    """Writes `record` and the results as JSON; accuracies are in 0..1."""
-    cells = {
-        "cells": [asdict(result) for result in results],
-        "headline": asdict(best(results)),
-        "picked_on_test": asdict(best_on_test(results)),
-    }
-    write_json(path, record | cells)
-
-
-def best_cell_of_last_grid(folder: Path) -> tuple[int, str, Path]:
+def best_cell_of_last_grid(folder: Path) -> tuple[float, str, Path]:
     """(t, block, file) of the newest grid in `folder` that is not a baseline's.
 
     Raises UserError if there is none.
     """
     grids = sorted(folder.glob("linear_grid*.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(grids):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path}: not valid JSON; delete it and run linear.py --grid") from None
+        record = read_json(path)
         if record["baseline"] is None:
             return record["headline"]["t"], record["headline"]["block"], path
     raise UserError(
@@ -98,43 +96,48 @@ def best_cell_of_last_grid(folder: Path) -> tuple[int, str, Path]:
 
 
 def _headlines(results: list[CellResult]) -> list[str]:
-    honest, optimistic = best(results), best_on_test(results)
     if len(results) == 1:
-        return [f"{_name(honest)}: test {100 * honest.test_accuracy:.2f} % ({_interval(honest)})"]
+        return [headline(results[0])]
+    optimistic = best_on_test(results)
     return [
-        f"picked on the held-out images: {_name(honest)}: "
-        f"test {100 * honest.test_accuracy:.2f} % ({_interval(honest)})",
-        f"{PICKED_ON_TEST}: {_name(optimistic)}: test {100 * optimistic.test_accuracy:.2f} %",
+        f"picked on the held-out images: {headline(best(results))}",
+        f"{PICKED_ON_TEST}: {optimistic.name}: test {percent(optimistic.test_accuracy)} %",
     ]
 
 
-def _name(result: CellResult) -> str:
-    return f"{result.block} at t={result.t}"
-
-
-def _interval(result: CellResult) -> str:
+def headline(result: CellResult) -> str:
     low, high = result.test_interval
-    return f"{100 * low:.1f}-{100 * high:.1f}"
+    accuracy = percent(result.test_accuracy)
+    return f"{result.name}: test {accuracy} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def _axes(results: list[CellResult]) -> tuple[list[str], list[int]]:
-    blocks = list(dict.fromkeys(result.block for result in results))
-    return blocks, list(dict.fromkeys(result.t for result in results))
+def percent(part: float) -> str:
+    return f"{100 * part:.2f}"
 
 
-def _grid(results: list[CellResult], text: Callable[[CellResult], str]) -> list[list[str]]:
-    """Rows of block x t, the first one being the header."""
-    blocks, timesteps = _axes(results)
-    at = {(result.t, result.block): text(result) for result in results}
-    rows = [[block, *(at[t, block] for t in timesteps)] for block in blocks]
-    return [["block", *(f"t={t}" for t in timesteps)], *rows]
+def with_interval(result: CellResult) -> str:
+    """The test accuracy, as in 58.49 (57.5-59.5)."""
+    low, high = result.test_interval
+    return f"{percent(result.test_accuracy)} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _axes(cells: Sequence[ProbedCell]) -> tuple[list[str], list[str]]:
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    return rows, list(dict.fromkeys(cell.level for cell in cells))
+
+
+def grid_rows(cells: Sequence[ProbedCell], text: Callable) -> list[list[str]]:
+    """Rows of block x noise level, the first one being the header; `text` is of one cell."""
+    rows, levels = _axes(cells)
+    at = {(cell.row, cell.level): text(cell) for cell in cells}
+    return [["block", *levels], *([row, *(at[row, level] for level in levels)] for row in rows)]
 
 
 def _values(results: list[CellResult], field: str) -> np.ndarray:
-    """(blocks, timesteps), in %."""
-    blocks, timesteps = _axes(results)
-    at = {(result.t, result.block): 100 * getattr(result, field) for result in results}
-    return np.array([[at[t, block] for t in timesteps] for block in blocks])
+    """(rows, levels), in %."""
+    rows, levels = _axes(results)
+    at = {(result.row, result.level): 100 * getattr(result, field) for result in results}
+    return np.array([[at[row, level] for level in levels] for row in rows])
 
 
 def aligned(rows: list[list[str]]) -> str:
@@ -145,36 +148,46 @@ def aligned(rows: list[list[str]]) -> str:
     )
 
 
+def as_text(title: str, tables: dict[str, list[list[str]]], closing: list[str]) -> str:
+    """The title, each table below what it is, and the closing lines."""
+    parts = [f"{heading}\n{aligned(rows)}" for heading, rows in tables.items()]
+    return "\n\n".join([title, *parts, "\n".join(closing)])
+
+
+def as_markdown(title: str, tables: dict[str, list[list[str]]], closing: list[str]) -> str:
+    """The same in Markdown."""
+    parts = [f"**{title}**"]
+    for heading, rows in tables.items():
+        header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+        rule = "|---|" + "---:|" * (len(rows[0]) - 1)
+        parts += [heading, "\n".join([header, rule, *body])]
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in closing)]) + "\n"
+
+
 def _markdown(results: list[CellResult], title: str) -> str:
-    rows = _grid(
+    rows = grid_rows(
         results,
-        lambda r: (
-            f"{100 * r.validation_accuracy:.2f} / {100 * r.test_accuracy:.2f} ({_interval(r)})"
-        ),
+        lambda r: f"{percent(r.validation_accuracy)} / {with_interval(r)}",
     )
-    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    rule = "|---|" + "---:|" * (len(rows[0]) - 1)
+    compared, reported = SEEN[results[0].k is not None]
     note = (
-        "Accuracy in %: on the held-out 10 % of train / on test (95 % interval). The first is by "
-        "heads fitted on the other 90 % and picks the cell, the second by heads fitted on all of "
-        "train."
+        "Accuracy in %: on the held-out 10 % of train / on test (95 % interval). The first is "
+        f"{compared} and picks the cell, the second {reported}."
     )
-    headlines = [f"- {line}" for line in _headlines(results)]
-    return "\n".join([f"**{title}**", "", note, "", header, rule, *body, "", *headlines, ""])
+    return as_markdown(title, {note: rows}, _headlines(results))
 
 
 def _csv(results: list[CellResult]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["t", "block", "width", "validation_accuracy", "test_accuracy", "test_low", "test_high"]
-    )
+    accuracies = ["validation_accuracy", "test_accuracy", "test_low", "test_high"]
+    writer.writerow(["t", "block", "width", *accuracies, "sigma", "k"])
     for r in results:
         row = [r.t, r.block, r.width, r.validation_accuracy, r.test_accuracy, *r.test_interval]
-        writer.writerow(row)
+        writer.writerow([*row, r.sigma, r.k])
     return text.getvalue()
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

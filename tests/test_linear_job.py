@@ -88,6 +88,43 @@ def test_paper_grid_and_baselines_keep_to_their_own_files(run):
     assert pixels["headline"]["test_accuracy"] > 0.93  # a linear classifier of digits' pixels
 
 
+def test_knn_of_noise_levels_given_as_sigma(run, capsys):
+    folder = run(
+        linear, "--grid", "--protocol", "knn", "--sigmas", "0.0227967,0.03", "--blocks", "out_1"
+    )
+    record = read(folder, "linear_grid_knn.json")
+    cells = {(cell["sigma"], cell["k"]): cell for cell in record["cells"]}
+    assert list(cells) == [(0.0227967, 20), (0.0227967, 200), (0.03, 20), (0.03, 200)]
+    assert cells[0.0227967, 20]["t"] == 4  # so that its features are those of --timestep 4
+    assert 6 < cells[0.03, 200]["t"] < 7
+    assert record["headline"] == max(cells.values(), key=lambda c: c["validation_accuracy"])
+    assert "sigma=0.0227967" in capsys.readouterr().out
+    table = (folder / "linear_grid_knn.md").read_text()
+    assert "| block | sigma=0.0227967 | sigma=0.03 |" in table
+    assert f"| out_1, k=200 | {100 * cells[0.0227967, 200]['validation_accuracy']:.2f}" in table
+
+    run(linear, "--protocol", "knn", "--timestep", "4", "--blockname", "out_1")
+    single = read(folder, "linear_out_1_t4_knn.json")
+    assert single["cells"][0]["test_accuracy"] == cells[0.0227967, 20]["test_accuracy"]
+    assert "at t=4, k=" in capsys.readouterr().out
+    run(linear, "--protocol", "cached", "--sigmas", "0.03", "--blockname", "out_1")
+    assert read(folder, "linear_out_1_sigma0.03_cached.json")["headline"]["sigma"] == 0.03
+    run(visualize_features, "--n", "20")  # the best cell of that grid
+
+
+def test_seeds_of_a_grid(run, capsys):
+    folder = run(
+        linear, "--grid", "--protocol", "cached", "--timesteps", "21", "--seeds", "0,5",
+        "--blocks", "out_1,out_2",
+    )  # fmt: skip
+    record = read(folder, "linear_seeds_grid_cached.json")
+    assert [cell["block"] for cell in record["cells"]] == ["out_1", "out_2"]
+    assert [run["seed"] for run in record["runs"]] == [0, 5]
+    assert record["runs"][0]["results"] != record["runs"][1]["results"]
+    assert " % over 2 seeds" in capsys.readouterr().out
+    assert "±" in (folder / "linear_seeds_grid_cached.md").read_text()
+
+
 def test_pixels_need_no_checkpoint(run, tiny_checkpoint):
     tiny_checkpoint.unlink()
     folder = run(linear, "--baseline", "pixels", "--protocol", "cached")
@@ -102,6 +139,19 @@ def test_pixels_need_no_checkpoint(run, tiny_checkpoint):
     (["--timesteps", "1"], "add --grid"),
     (["--grid", "--baseline", "pixels", "--timesteps", "1"], "outside 0..0"),
     (["--batch_size", "0"], "--batch_size 0"),
+    (["--sigmas", "0.02,0.03"], "add --grid"),
+    (["--sigmas", "0.02", "--timestep", "0"], "--sigmas and --timestep exclude each other"),
+    (["--grid", "--sigmas", "0.02", "--timesteps", "1"], "--sigmas and --timesteps exclude"),
+    (["--sigmas", "0.001"], "sigma 0.001: outside 0.0100005..157.407"),
+    (["--sigmas", "0.1", "--baseline", "pixels"], "no noise on pixels"),
+    (["--epochs", "all", "--epoch", "1"], "--epochs and --epoch exclude each other"),
+    (["--epochs", "all", "--seeds", "0,1"], "--epochs and --seeds exclude each other"),
+    (["--epochs", "all", "--baseline", "random"], "--epochs and --baseline exclude"),
+    (["--epochs", "0,-1"], "count from 0"),
+    (["--seeds", "0,1", "--seed", "3"], "--seeds and --seed exclude each other"),
+    (["--seeds", "0,1", "--save_features", "x.npz"], "--seeds and --save_features exclude"),
+    (["--seeds", "1,1"], "two that differ"),
+    (["--seeds", "0,1", "--baseline", "pixels", "--protocol", "knn"], "draws nothing"),
 ])  # fmt: skip
 def test_mistakes(run, argv, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
