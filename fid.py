@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import distributed
 from checkpoint import TrainedModel
 from cli import config_of, dataset_of, job, job_parser, model_of
 from config import Config
@@ -77,11 +78,13 @@ def main(argv: list[str] | None = None) -> None:
     settings = model and settings_of(args, model.denoiser)
     train = dataset_of(args, config, "train")
     if args.export_reference is not None:
-        export_images(train.images, args.export_reference)
+        if distributed.is_main():
+            export_images(train.images, args.export_reference)
         print(f"{len(train):,} images of {train.name} train written to {args.export_reference}")
     if images is None and args.n is None:
         return
-    weights = find_weights(args.inception)
+    with distributed.main_first():  # it downloads them
+        weights = find_weights(args.inception)
     inception = load_inception(weights, device)
     started = time.perf_counter()
     if images is None:
@@ -113,15 +116,16 @@ def draw(
     model: TrainedModel, settings: SamplerSettings, n: int, batch_size: int, use_amp: bool
 ) -> np.ndarray:
     """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
-    shape = model.config.network.image_shape
-    images = np.empty((n, *shape), np.uint8)
-    with progress(total=n, desc=f"{settings.sampler}, {settings.steps} steps", unit="image") as bar:
-        for start in range(0, n, batch_size):
-            indices = list(range(start, min(start + batch_size, n)))
+    shape, mine = model.config.network.image_shape, distributed.share(n)
+    parts = [np.empty((0, *shape), np.uint8)]
+    title = f"{settings.sampler}, {settings.steps} steps"
+    with progress(total=len(mine), desc=title, shared=True, unit="image") as bar:
+        for start in range(0, len(mine), batch_size):
+            indices = list(mine[start : start + batch_size])
             batch = sample(model.denoiser, settings, indices, model.config.seed, shape, use_amp)
-            images[indices] = batch.cpu().numpy()
+            parts.append(batch.cpu().numpy())
             bar.update(len(indices))
-    return images
+    return distributed.gather_rows(np.concatenate(parts))
 
 
 def warn(images: np.ndarray, train: Dataset) -> None:
@@ -179,7 +183,8 @@ def report(scores: dict, path: Path) -> None:
             f"KID: {kid['mean']:.5f} +- {kid['std']:.5f}, mean and standard deviation over "
             f"{kid['subsets']} subsets of {kid['subset_size']:,} images"
         )
-    write_json(path, scores)
+    if distributed.is_main():
+        write_json(path, scores)
     print(f"written to {path}")
 
 

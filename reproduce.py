@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import checkpoint
+import distributed
 from cli import config_of, dataset_of, job, job_parser, overrides_of
 from config import Config
 from errors import UserError
@@ -50,6 +51,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if distributed.world_size() > 1:
+        raise UserError("reproduce.py starts every job itself: run it with python, not torchrun")
     config = config_of(args)
     record_path = Path(config.save_dir) / "reproduce.json"
     record = read_record(record_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import distributed
 from checkpoint import TrainedModel, versions
 from cli import job, job_parser, model_of
 from errors import UserError
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     description = describe(model, settings, args.use_amp)
     drawn_before = earlier_set(folder, description)
     missing = [i for i in range(args.n) if not png(folder, i).exists()]
+    distributed.barrier()  # every rank has looked before one can write
     seconds = draw(model, settings, missing, args, folder, description)
     description |= {
         "n": max(args.n, drawn_before),
@@ -59,11 +61,17 @@ def main(argv: list[str] | None = None) -> int:
         "peak_memory_mb": round(peak_memory_bytes(device) / 1e6),
         "versions": versions(),
     }
-    write_json(folder / "samples.json", description)
-    shown = [load_png(png(folder, i)) for i in range(min(args.n, GRID_IMAGES))]
-    save_image_grid(folder / "grid.png", torch.stack(shown), math.ceil(math.sqrt(len(shown))))
+    if distributed.is_main():
+        finish(folder, args.n, description)
     print(f"{args.n} images in {folder}/pngs, {len(missing)} of them drawn now ({seconds:.1f} s)")
     return 0
+
+
+def finish(folder: Path, n: int, description: dict) -> None:
+    """Writes samples.json and the grid of the set's first images."""
+    write_json(folder / "samples.json", description)
+    shown = [load_png(png(folder, i)) for i in range(min(n, GRID_IMAGES))]
+    save_image_grid(folder / "grid.png", torch.stack(shown), math.ceil(math.sqrt(len(shown))))
 
 
 def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> dict:
@@ -110,22 +118,29 @@ def earlier_set(folder: Path, description: dict) -> int:
 
 
 def draw(model, settings, missing: list[int], args, folder: Path, description: dict) -> float:
-    """Draws the missing images; samples.json is there before the first. Returns the seconds."""
+    """Draws the missing images; samples.json is there before the first. Returns the seconds.
+
+    Several processes divide the images among them.
+    """
     if not missing:
         log.info("all %d images are there already", args.n)
         return 0.0
-    write_json(folder / "samples.json", {**description, "n": args.n})
+    if distributed.is_main():
+        write_json(folder / "samples.json", {**description, "n": args.n})
+    distributed.barrier()
+    mine = [missing[i] for i in distributed.share(len(missing))]
     started = time.monotonic()
     shape = model.config.network.image_shape
-    with progress(total=len(missing), unit="image") as bar:
-        for start in range(0, len(missing), args.batch_size):
-            indices = missing[start : start + args.batch_size]
+    with progress(total=len(mine), shared=True, unit="image") as bar:
+        for start in range(0, len(mine), args.batch_size):
+            indices = mine[start : start + args.batch_size]
             images = sample(
                 model.denoiser, settings, indices, model.config.seed, shape, args.use_amp
             )
             for i, image in zip(indices, images.cpu(), strict=True):
                 save_png(png(folder, i), image)
             bar.update(len(indices))
+    distributed.barrier()
     return time.monotonic() - started
 
 

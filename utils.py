@@ -134,8 +134,15 @@ def redirect_to_bar():
     return logging_redirect_tqdm(loggers=[log])
 
 
-def progress(iterable: Iterable | None = None, desc: str | None = None, **options) -> tqdm:
-    """A tqdm bar, which of several processes only rank 0 shows; `options` are tqdm's."""
+def progress(
+    iterable: Iterable | None = None, desc: str | None = None, *, shared: bool = False, **options
+) -> tqdm:
+    """A tqdm bar, which of several processes only rank 0 shows; `options` are tqdm's.
+
+    `shared`: what it counts is this rank's share, and it is shown times the number of ranks.
+    """
     if not distributed.is_main():
         options["disable"] = True
+    if shared and distributed.world_size() > 1:
+        options["unit_scale"] = distributed.world_size()
     return tqdm(iterable, desc, **options)

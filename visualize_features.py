@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from sklearn.manifold import TSNE
 
+import distributed
 from cli import dataset_of, job, job_parser, model_of
 from errors import UserError
 from evaluation.features import Extractor, network_source
@@ -52,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     test = dataset_of(args, model.config, "test")
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
     features = extractor(test, [t], [block])[t, block]
+    if not distributed.is_main():
+        return 0
 
     order = torch.randperm(len(test), generator=generator("cpu", seed, "t-SNE")).numpy()
     index = np.sort(order[: args.n])

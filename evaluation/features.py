@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import distributed
 from batches import Batches
 from datasets import Dataset
 from errors import UserError
@@ -112,7 +113,7 @@ class Extractor:
     An image's noise depends on (seed, split, t) and its index alone, so `batch_size` changes no
     feature beyond rounding. With a `folder`, finished timesteps are kept there, one .npy a cell,
     and read from there the next time. `n_forwards` counts images times timesteps computed in
-    `seconds`.
+    `seconds`. Several processes divide the images among them; each gets the features of all.
     """
 
     source: FeatureSource
@@ -140,10 +141,11 @@ class Extractor:
         folder = self.folder / self._key(dataset)
         for t in timesteps:
             missing = [block for block in blocks if not _file(folder, t, block).is_file()]
-            if missing:
-                for block, values in self._compute(dataset, t, missing).items():
-                    with replacing(_file(folder, t, block)) as path, open(path, "wb") as file:
-                        np.save(file, values)
+            computed = self._compute(dataset, t, missing) if missing else {}
+            for block, values in computed.items() if distributed.is_main() else ():
+                with replacing(_file(folder, t, block)) as path, open(path, "wb") as file:
+                    np.save(file, values)
+        distributed.barrier()
         return {
             (t, block): np.load(_file(folder, t, block), mmap_mode="r")
             for t in timesteps
@@ -154,26 +156,28 @@ class Extractor:
     def _compute(
         self, dataset: Dataset, t: float, blocks: Collection[str]
     ) -> dict[str, np.ndarray]:
-        batches = Batches(dataset.images, dataset.labels, self.batch_size, self.device)
-        noises = _noise(
-            len(dataset), batches.batch_size, dataset.images.shape[1:],
-            (self.seed, "features", dataset.split, t),
-        )  # fmt: skip
+        mine = distributed.share(len(dataset))
+        images, labels = (a[mine.start : mine.stop] for a in (dataset.images, dataset.labels))
+        batches = Batches(images, labels, self.batch_size, self.device)
+        key = (self.seed, "features", dataset.split, t)
+        noises = _noise(mine, self.batch_size, images.shape[1:], key)
         parts: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
         start = time.perf_counter()
         title = f"features of {dataset.split}, t={t}"
-        with progress(total=len(dataset), unit="image", desc=title, disable=None) as bar:
+        with progress(total=len(mine), desc=title, shared=True, unit="image", disable=None) as bar:
             for step, noise in enumerate(noises):
                 x0, _ = batches[step]
                 features = self.source.features(x0, t, noise.to(self.device), blocks)
                 for block in blocks:
                     parts[block].append(features[block].float().cpu().numpy())
                 bar.update(len(x0))
+        features = {
+            block: distributed.gather_rows(np.concatenate(part)) for block, part in parts.items()
+        }
         seconds = time.perf_counter() - start
         self.n_forwards += len(dataset)
         self.seconds += seconds
         log.info(f"{title}: {len(dataset):,} images in {seconds:.1f} s")
-        features = {block: np.concatenate(part) for block, part in parts.items()}
         for block, values in features.items():
             if not np.isfinite(values).all():
                 raise UserError(
@@ -206,16 +210,16 @@ def _file(folder: Path, t: float, block: str) -> Path:
     return folder / f"t{t}_{block}.npy"
 
 
-def _noise(n: int, batch_size: int, shape: tuple[int, ...], key: tuple) -> Iterator[Tensor]:
-    """Standard normal batches for images 0 .. n - 1; every chunk of them has its own generator."""
+def _noise(indices: range, batch_size: int, shape: tuple[int, ...], key: tuple) -> Iterator[Tensor]:
+    """Standard normal batches for these images; every chunk of images has its own generator."""
     waiting = torch.empty(0, *shape)
-    chunk = 0
-    for start in range(0, n, batch_size):
-        size = min(batch_size, n - start)
+    chunk, before = divmod(indices.start, NOISE_CHUNK)  # images of the first chunk to leave out
+    for start in range(0, len(indices), batch_size):
+        end = before + min(batch_size, len(indices) - start)
         parts = [waiting]
-        while sum(map(len, parts)) < size:
+        while sum(map(len, parts)) < end:
             parts.append(torch.randn(NOISE_CHUNK, *shape, generator=generator("cpu", *key, chunk)))
             chunk += 1
         drawn = torch.cat(parts)
-        waiting = drawn[size:]
-        yield drawn[:size]
+        yield drawn[before:end]
+        waiting, before = drawn[end:], 0

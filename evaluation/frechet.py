@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import distributed
 from errors import UserError
 from evaluation.inception import N_FEATURES
 from files import replacing
@@ -127,15 +128,20 @@ def reference_statistics(
         return gaussian, features
     features = compute()
     gaussian = fit_gaussian(features)
+    if distributed.is_main():
+        _keep(statistics, kept if keep_features else None, gaussian, features)
+    return gaussian, features if keep_features else None
+
+
+def _keep(statistics: Path, kept: Path | None, gaussian: Gaussian, features: np.ndarray) -> None:
     try:
         with replacing(statistics) as path, open(path, "wb") as file:
             np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance, n=gaussian.n)
-        if keep_features:
+        if kept is not None:
             with replacing(kept) as path, open(path, "wb") as file:
                 np.save(file, features)
     except UserError as error:  # data_dir may be read-only: the score can still be had
         log.warning(f"the statistics of the reference set could not be kept: {error}")
-    return gaussian, features if keep_features else None
 
 
 def _read_gaussian(path: Path) -> Gaussian | None:

@@ -11,6 +11,7 @@ import pytorch_fid.inception
 import torch
 from torch import nn
 
+import distributed
 from errors import UserError
 from utils import log, progress
 
@@ -88,13 +89,16 @@ def inception_features(
     """Features of the last pooling, (N, 2048) float32, in full precision.
 
     images: (N, C, H, W) uint8 with C 1 (grey, repeated to RGB) or 3; `title` labels the bar.
+    Several processes divide the images among them; each gets the features of all.
     """
+    mine = distributed.share(len(images))
+    images = images[mine.start : mine.stop]
     device = next(model.parameters()).device
     features = np.empty((len(images), N_FEATURES), dtype=np.float32)
-    with progress(total=len(images), desc=title, unit="image") as bar:
+    with progress(total=len(images), desc=title, shared=True, unit="image") as bar:
         for start in range(0, len(images), batch_size):
             batch = torch.tensor(images[start : start + batch_size], device=device)
             x = (batch.float() / 255).expand(-1, 3, -1, -1)
             features[start : start + len(x)] = model(x)[0].flatten(1).cpu().numpy()
             bar.update(len(x))
-    return features
+    return distributed.gather_rows(features)

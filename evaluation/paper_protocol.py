@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
+import distributed
 from batches import Batches
 from config.schema import Linear
 from datasets import Dataset
@@ -40,6 +41,7 @@ def fit_paper(
     flips if `flip`, new noise in every batch; features as they are. One forward per timestep and
     batch feeds all heads. What is drawn depends on (seed, step) alone, and the state is saved in
     `folder`, so that calling again with the same arguments goes on where the last call stopped.
+    Several processes divide every batch's forwards among them, and each fits all heads.
     Raises UserError if a saved state is damaged.
     """
     device, seed = extractor.device, extractor.seed
@@ -99,12 +101,16 @@ def _noisy_features(
 ) -> Callable[[Tensor, int], dict[Cell, Tensor]]:
     @torch.no_grad()
     def features_of(x0: Tensor, step: int) -> dict[Cell, Tensor]:
+        n, mine = len(x0), distributed.share(len(x0))
+        forwarded = slice(mine.start, max(mine.stop, mine.start + 1))  # none is no batch
         cells = {}
         for t in timesteps:
             draw = generator(x0.device, extractor.seed, "probe", step, t)
             noise = torch.randn(x0.shape, generator=draw, device=x0.device)
-            features = extractor.source.features(x0, t, noise, blocks)
-            cells |= {(t, block): features[block].float() for block in blocks}
+            features = extractor.source.features(x0[forwarded], t, noise[forwarded], blocks)
+            for block in blocks:
+                rows = features[block].float()[: len(mine)]
+                cells[t, block] = distributed.gather_shares(rows, n)
         return cells
 
     return features_of
@@ -122,7 +128,8 @@ def load_state(path: Path) -> dict | None:
 
 def _save(path: Path, step: int, bank: HeadBank, adam: torch.optim.Adam) -> None:
     state = {"step": step, "bank": bank.state_dict(), "adam": adam.state_dict()}
-    checkpoint.save(path, state)
+    if distributed.is_main():
+        checkpoint.save(path, state)
 
 
 def _resume(path: Path, bank: HeadBank, adam: torch.optim.Adam) -> int:
