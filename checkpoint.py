@@ -24,7 +24,13 @@ from model.denoiser import Denoiser
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser
 
-MODEL_KEYS = ("model_type", "net_type", "diffusion", "network")  # what decides the weights' meaning
+MODEL_KEYS = (
+    "model_type",
+    "net_type",
+    "diffusion",
+    "network",
+    "cond_drop_prob",
+)  # what decides the weights' meaning
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import checkpoint
 import distributed
+from augmentation import augment
 from batches import Batches
 from config import Config
 from errors import UserError
@@ -114,10 +115,10 @@ class Trainer:
         lr = learning_rate(config, self.step // self.batches.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        x0, u, noise = self._draw_batch()
+        x0, u, noise, conditions = self._draw_batch()
         sigma = self.denoiser.training_sigma(u[self.part])
         with autocast(self.device, self.use_amp):
-            per_image = self.loss(x0, sigma, noise)
+            per_image = self.loss(x0, sigma, noise, **conditions)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(per_image.mean()).backward()
         self.scaler.unscale_(self.optimizer)
@@ -135,19 +136,28 @@ class Trainer:
         self.window.add(per_image, grad_norm, u, skipped)
         self.step += 1
 
-    def _draw_batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """x0 and noise of this rank's part of the batch, and u, (batch_size,), of all of it.
+    def _draw_batch(self) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """x0, noise and conditions of this rank's part, and u, (batch_size,), of the whole batch.
 
         Everything is drawn for the whole batch and then cut, so that the number of processes
         changes nothing; but each rank has a dropout of its own, rank 0 that of a single process.
         """
-        seed, n, rank = self.config.seed, self.config.batch_size, distributed.rank()
-        x0, _ = self.batches[self.step]
+        config, n, rank = self.config, self.config.batch_size, distributed.rank()
+        seed = config.seed
+        x0, y = self.batches[self.step]
         draw = generator(self.device, seed, "noise", self.step)
         u = torch.rand(n, generator=draw, device=self.device)
         noise = torch.randn((n, *x0.shape[1:]), generator=draw, device=self.device)
+        conditions = {}
+        if prob := config.diffusion.augment_prob:
+            draw = generator(self.device, seed, "transforms", self.step)
+            x0, conditions["augment"] = augment(x0, prob, draw, n, self.part)
+        if config.cond_drop_prob:
+            draw = generator(self.device, seed, "label dropout", self.step)
+            dropped = torch.rand(n, generator=draw, device=self.device) < config.cond_drop_prob
+            conditions["y"] = torch.where(dropped[self.part], -1, y)
         seed_everything(seed, "dropout", self.step, *([rank] if rank else []))
-        return x0, u, noise[self.part]
+        return x0, u, noise[self.part], conditions
 
     # what survives
 

@@ -36,8 +36,9 @@ class TimeEmbedding(nn.Module):
     ) -> Tensor:
         angles = c_noise[:, None] * self.freqs
         emb = torch.cat((angles.sin(), angles.cos()), dim=1)
-        if augment is not None:
-            emb = emb + self.aug_emb(augment)
+        if hasattr(self, "aug_emb"):
+            untouched = emb.new_zeros(len(emb), self.aug_emb.in_features)
+            emb = emb + self.aug_emb(untouched if augment is None else augment)
         emb = self.lin2(F.silu(self.lin1(emb)))
         if y is not None:
             emb = emb + self.label_emb(y.clamp(min=0)) * (y >= 0)[:, None]

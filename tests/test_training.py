@@ -255,3 +255,23 @@ def metric_lines(run: Path) -> list[dict]:
         {k: v for k, v in line.items() if k not in ("images_per_s", "peak_memory_mb")}
         for line in lines
     ]
+
+
+@pytest.mark.parametrize(("options", "name", "weight"), [
+    ({"diffusion": {"augment_prob": 0.5}, "network": {"augment_dim": 9}}, "augment", "aug_emb"),
+    ({"cond_drop_prob": 0.3}, "y", "label_emb"),
+])  # fmt: skip
+def test_conditions_are_drawn_by_step_and_reach_the_network(config, options, name, weight):
+    values = config.model_dump()
+    for key, value in options.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    t = trainer(parse_config({**values, "batch_size": 40}))
+    before = t.denoiser.net.time_emb.get_parameter(f"{weight}.weight").clone()
+    first, again = t._draw_batch()[-1], t._draw_batch()[-1]
+    assert list(first) == [name]
+    assert torch.equal(first[name], again[name])
+    t.train_step()
+    assert not torch.equal(first[name], t._draw_batch()[-1][name])
+    assert not torch.equal(before, t.denoiser.net.time_emb.get_parameter(f"{weight}.weight"))
+    if name == "y":
+        assert set(first["y"].tolist()) == {-1, 0}
