@@ -22,6 +22,7 @@ EXCLUDES = {  # an option, those that cannot stand beside it, and why
         "--epochs reads the checkpoints in the config's save_dir, with one seed",
     ),
     "seeds": (("seed", "save_features"), "--seeds probes with several"),
+    "input_scale": (("baseline",), "it is for what a checkpoint was trained on"),
 }
 
 
@@ -103,6 +104,7 @@ def source_of(args, device) -> tuple[FeatureSource, Config, str, dict]:
     if args.baseline is None:
         model = model_of(args, device)
         facts = {"checkpoint": str(model.path), "epoch": model.epoch}
+        facts["input_scale"] = model.input_scale
         what = f"epoch {model.epoch}"
     else:
         config = config_of(args) if args.config or not args.ckpt else model_of(args, device).config
@@ -148,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     facts |= {"fingerprint": source.fingerprint}
     if args.epochs is not None:
         mode, what, facts = epochs, cell.name if cell else "the grid's best cell", {}
-        results = epochs.probe_epochs(probe, args.epochs, config, args.use_amp)
+        results = epochs.probe_epochs(probe, args.epochs, config, args.use_amp, args.input_scale)
     elif args.seeds:
         mode, results = seeds, seeds.probe_seeds(probe, source, args.seeds)
     else:

@@ -38,7 +38,7 @@ class EpochResult:
 
 
 def probe_epochs(
-    probe: Probe, epochs: list[int], config: Config, use_amp: bool
+    probe: Probe, epochs: list[int], config: Config, use_amp: bool, input_scale: str | None = None
 ) -> list[EpochResult]:
     """Probes model_<epoch>.pth of these epochs, or of all where `epochs` is empty.
 
@@ -48,7 +48,7 @@ def probe_epochs(
     epochs = sorted(set(epochs)) or saved_epochs(config.save_dir)
     results = []
     for epoch, path in [(epoch, find(config.save_dir, epoch)) for epoch in epochs]:
-        model = load_denoiser(path, probe.device, config)
+        model = load_denoiser(path, probe.device, config, input_scale=input_scale)
         source = network_source(model.denoiser, model.fingerprint(), use_amp)
         outcome = probe.kept(source, config.seed)
         results.append(EpochResult(epoch, path, source.fingerprint, outcome))

@@ -306,6 +306,19 @@ def test_input_scale_in_a_job(tiny_yaml, tiny_config, tmp_path, capsys):
     np.testing.assert_array_equal(again, plain)
 
 
+def test_input_scale_at_every_epoch(tiny_yaml, tiny_config, capsys):
+    run = Path(tiny_config.save_dir)
+    write_foreign(run / "ckpts" / "model_3.pth", tiny_config, SINGLE)
+    config, cell = ("--config", str(tiny_yaml), "--device", "cpu"), ("--timestep", "21")
+    scale = ("--input_scale", "tiny-ddae")
+    linear.main([*config, *cell, *scale, "--protocol", "cached", "--blockname", "out_2"])
+    one = json.loads((run / "linear_out_2_t21_cached.json").read_text())
+    linear.main([*config, *cell, *scale, "--protocol", "cached", "--epochs", "all"])
+    assert one["input_scale"] == "tiny-ddae"
+    (path,) = run.glob("linear_*epochs*.json")
+    assert one["fingerprint"] in path.read_text()
+
+
 def test_input_scale_is_for_foreign_checkpoints(tiny_config, tmp_path):
     path = write_ours(tmp_path / "model_59.pth", tiny_config)
     with pytest.raises(UserError, match=r"was trained here, on \[-1, 1\]"):
