@@ -59,7 +59,7 @@ def draw_transforms(n: int, prob: float, draw: torch.Generator) -> Transforms:
         scale=a[0] * on[1],
         angle=(2 * u[2] - 1) * math.pi * on[2],
         stretch=a[1] * on[3],
-        axis=(u[3] - 0.5) * math.pi * (u[4] < 0.5) * on[3],
+        axis=(u[3] - 0.5) * math.pi * (u[4] < 0.5),
         shift=(a[2:] * on[4]).T,
     )
 
