@@ -161,8 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         **probe.facts(), "seed": None if args.seeds else config.seed, "use_amp": args.use_amp,
         "versions": versions(), "config": config.model_dump(mode="json"),
     }  # fmt: skip
-    kind = "k-NN" if args.protocol == "knn" else "linear"
-    title = f"{kind} probe: {train.name}, {what}, protocol {args.protocol}"
+    title = f"{probe.kind} probe: {train.name}, {what}, protocol {args.protocol}"
     stem = tables.file_stem(cell, args.protocol, args.baseline, mode.OVER)
     print(mode.summary(results, title, about))
     if distributed.is_main():

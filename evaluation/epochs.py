@@ -94,12 +94,14 @@ def _tables(results: list[EpochResult], about: dict) -> dict[str, list[list[str]
         f"accuracy in % on the held-out 10 % of train ({about['n_validation']:,} images), which "
         f"picks, and on test ({about['n_test']:,} images; in brackets the 95 % interval)"
     )
-    rows = [["epoch", "cell", "held-out", "test"]]
+    header, rows = ["epoch", "held-out", "test"], []
     for result in results:
         cell = result.best
-        validation = percent(cell.validation_accuracy)
-        rows.append([str(result.epoch), cell.name, validation, with_interval(cell)])
-    return {heading: rows}
+        rows.append([str(result.epoch), percent(cell.validation_accuracy), with_interval(cell)])
+    if len({result.best.name for result in results}) > 1:  # else the title has it
+        header.append("cell")
+        rows = [[*row, result.best.name] for row, result in zip(rows, results, strict=True)]
+    return {heading: [header, *rows]}
 
 
 def _best(results: list[EpochResult]) -> EpochResult:

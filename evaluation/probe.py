@@ -96,6 +96,10 @@ class Probe:
     folder: Path
 
     @property
+    def kind(self) -> str:
+        return "k-NN" if self.protocol == "knn" else "linear"
+
+    @property
     def features_folder(self) -> Path:
         return self.folder / "features"
 
@@ -138,14 +142,15 @@ class Probe:
 
     def kept(self, source: FeatureSource, seed: int) -> Outcome:
         """Like calling it, but what was found is kept in <folder>/probes and not probed again."""
-        recipe = [self.recipe.model_dump(mode="json"), self.flip, self.device.type]
+        r = self.recipe
+        fit = [r.n_epoch, r.batch_size, r.lrate, self.flip, self.device.type]
         settings = {
             "protocol": self.protocol,
             "source": source.fingerprint,
             "data": [self.train.fingerprint(), self.test.fingerprint()],
             "cells": [self.timesteps, self.blocks, self.by_sigma],
             "seed": seed,
-            "recipe": recipe if self.protocol == "paper" else None,
+            "fit": fit if self.protocol == "paper" else None,
         }
         path = self.folder / "probes" / f"{short_hash(settings)}.json"
         is_there = path.is_file()
