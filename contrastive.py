@@ -30,7 +30,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--timestep", type=int, help="default: the config's linear.timestep")
     parser.add_argument("--blocks", metavar="NAME,NAME", help="default: all")
     parser.add_argument("--split", choices=SPLITS, default="test", help="whose images")
-    parser.add_argument("--n", type=int, help="how many, drawn by the seed (default: all)")
+    parser.add_argument(
+        "--n", "--num_images", type=int, metavar="N",
+        help="how many, drawn by the seed (default: all); under torchrun --num_images",
+    )  # fmt: skip
     parser.add_argument(
         "--batch_size", type=int, default=512, help="images per forward; changes no number"
     )
@@ -96,7 +99,8 @@ def measured(
     for metric in METRICS:
         row[metric] |= values[metric]
     seconds = time.perf_counter() - start
-    row |= {"checkpoint": str(model.path), "seconds": row.get("seconds", 0.0) + seconds}
+    row |= {"checkpoint": str(model.path), "input_scale": model.input_scale}
+    row["seconds"] = row.get("seconds", 0.0) + seconds
     log.info(f"epoch {model.epoch}: measured in {seconds:.1f} s")
     if distributed.is_main():
         facts = {"device": device.type, "use_amp": args.use_amp, "versions": versions()}

@@ -6,7 +6,6 @@ and the network was never asked for either. Alignment is taken over each image's
 uniformity over all pairs of different images in a view: neither knows of batches or processes.
 """
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets import Dataset
-from errors import UserError
 from evaluation.features import Extractor, FeatureSource
 from evaluation.plots import curve_panels
 from evaluation.tables import aligned
+from files import read_json
 from utils import derive_seed
 
 POTENTIAL_T = 2.0  # t of the Gaussian potential, the paper's choice
@@ -86,13 +85,8 @@ def measure(
 
 
 def kept_rows(path: Path) -> list[dict]:
-    """The measurements of earlier calls. Raises UserError if the file is not theirs."""
-    if not path.exists():
-        return []
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["measurements"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; delete it to measure everything again") from None
+    """The measurements of earlier calls. Raises UserError if the file is damaged."""
+    return read_json(path)["measurements"] if path.exists() else []
 
 
 def row_of(rows: list[dict], settings: dict) -> dict:

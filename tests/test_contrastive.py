@@ -257,10 +257,10 @@ def test_mistakes(run, save_epoch, argv, message, capsys, tmp_path):
 
 def test_a_damaged_file_is_named(run, save_epoch, tmp_path, capsys):
     save_epoch(0)
-    (tmp_path / "run" / "contrastive.json").write_text("[]")
+    (tmp_path / "run" / "contrastive.json").write_text('{"measurem')
     with pytest.raises(SystemExit):
         run()
-    assert "contrastive.json: damaged; delete it" in capsys.readouterr().err
+    assert "contrastive.json: not valid JSON; delete it" in capsys.readouterr().err
 
 
 def test_panels_stand_side_by_side(tmp_path):
