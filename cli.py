@@ -108,6 +108,11 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
     return parser
 
 
+def int_list(text: str) -> list[int]:
+    """The argument type of 1,2,3."""
+    return [int(part) for part in text.split(",")]
+
+
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """The --set values of the command line, and --seed as one of them."""
     return args.overrides + ([f"seed={args.seed}"] if args.seed is not None else [])

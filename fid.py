@@ -35,8 +35,8 @@ from evaluation.inception import (
     weights_fingerprint,
 )
 from files import write_json
-from sampling import SamplerSettings, add_sampler_arguments, sample, settings_of
-from utils import log, pick_device, progress
+from sampling import SamplerSettings, add_sampler_arguments, sample_in_batches, settings_of
+from utils import log, pick_device
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -116,15 +116,11 @@ def draw(
     model: TrainedModel, settings: SamplerSettings, n: int, batch_size: int, use_amp: bool
 ) -> np.ndarray:
     """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
-    shape, mine = model.config.network.image_shape, distributed.share(n)
-    parts = [np.empty((0, *shape), np.uint8)]
-    title = f"{settings.sampler}, {settings.steps} steps"
-    with progress(total=len(mine), desc=title, shared=True, unit="image") as bar:
-        for start in range(0, len(mine), batch_size):
-            indices = list(mine[start : start + batch_size])
-            batch = sample(model.denoiser, settings, indices, model.config.seed, shape, use_amp)
-            parts.append(batch.cpu().numpy())
-            bar.update(len(indices))
+    shape, mine = model.config.network.image_shape, list(distributed.share(n))
+    drawn = sample_in_batches(
+        model.denoiser, settings, mine, model.config.seed, shape, use_amp, batch_size
+    )
+    parts = [np.empty((0, *shape), np.uint8), *(batch.numpy() for _, batch in drawn)]
     return distributed.gather_rows(np.concatenate(parts))
 
 

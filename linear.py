@@ -5,7 +5,7 @@ from pathlib import Path
 
 import distributed
 from checkpoint import TrainedModel, versions
-from cli import config_of, dataset_of, job, job_parser, model_of
+from cli import config_of, dataset_of, int_list, job, job_parser, model_of
 from config import Config
 from errors import UserError
 from evaluation import epochs, seeds, tables
@@ -24,10 +24,6 @@ EXCLUDES = {  # an option, those that cannot stand beside it, and why
     "seeds": (("seed", "save_features"), "--seeds probes with several"),
     "input_scale": (("baseline",), "it is for what a checkpoint was trained on"),
 }
-
-
-def int_list(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 def float_list(text: str) -> list[float]:

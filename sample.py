@@ -1,8 +1,6 @@
 """Draws images from a trained denoiser: pngs/<i>.png, a grid, and samples.json."""
 
 import argparse
-import json
-import math
 import time
 from pathlib import Path
 
@@ -10,20 +8,25 @@ import torch
 
 import distributed
 from checkpoint import TrainedModel, versions
-from cli import job, job_parser, model_of
+from cli import dataset_of, job, job_parser, model_of
 from errors import UserError
 from evaluation.grids import load_png, save_image_grid, save_png
+from evaluation.neighbours import save_neighbours
+from evaluation.sample_sets import describe, earlier_set, finish, png
+from evaluation.trajectories import save_trajectory, slerp
 from files import write_json
 from sampling import (
     SamplerSettings,
     add_sampler_arguments,
     default_samples_folder,
-    sample,
+    labels_of,
+    run,
+    sample_in_batches,
     settings_of,
 )
-from utils import log, peak_memory_bytes, pick_device, progress
+from utils import ImageNoise, log, peak_memory_bytes, pick_device
 
-GRID_IMAGES = 100  # at most so many in grid.png
+SHOWN = 8  # images of --show_intermediate, --save_x0 and --neighbours
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -34,19 +37,42 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=128, help="changes no image")
     parser.add_argument("--output_dir", help="default: <save_dir>/EMAgenerated_ep<epoch>_<sampler>")
-    return parser.parse_args(argv)
+    more = parser.add_argument_group("more pictures")
+    more.add_argument(
+        "--show_intermediate", action="store_true",
+        help="also draw how the first images come out of the noise: trajectory.png, intermediate/",
+    )  # fmt: skip
+    more.add_argument(
+        "--save_x0", action="store_true", help="also the clean images predicted on the way"
+    )
+    more.add_argument(
+        "--neighbours", action="store_true",
+        help="also show the training images that are nearest to the first images",
+    )  # fmt: skip
+    more.add_argument(
+        "--interpolate", type=int, nargs=2, metavar=("A", "B"),
+        help="instead of a set, one strip of images between those with the indices A and B",
+    )  # fmt: skip
+    more.add_argument("--interp_steps", type=int, default=10, help="images in that strip")
+    args = parser.parse_args(argv)
+    if args.n < 1 or args.batch_size < 1:
+        raise UserError("--n and --batch_size must be at least 1")
+    if args.interp_steps < 2:
+        raise UserError(f"--interp_steps {args.interp_steps}: give at least 2, the two ends")
+    return args
 
 
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.n < 1 or args.batch_size < 1:
-        raise UserError("--n and --batch_size must be at least 1")
     device = pick_device(args.device)
     model = model_of(args, device)
     settings = settings_of(args, model.denoiser)
     folder = default_samples_folder(model.config.save_dir, model.epoch, settings)
     folder = Path(args.output_dir or folder)
+    if args.interpolate:
+        interpolate(model, settings, args, folder)
+        return 0
     description = describe(model, settings, args.use_amp)
     drawn_before = earlier_set(folder, description)
     missing = [i for i in range(args.n) if not png(folder, i).exists()]
@@ -58,63 +84,40 @@ def main(argv: list[str] | None = None) -> int:
         "drawn_in_last_call": len(missing),
         "seconds": round(seconds, 2),
         "images_per_s": round(len(missing) / seconds, 2) if missing else None,
+        "ms_per_image": round(1000 * seconds / len(missing), 2) if missing else None,
         "peak_memory_mb": round(peak_memory_bytes(device) / 1e6),
         "versions": versions(),
     }
     if distributed.is_main():
-        finish(folder, args.n, description)
+        finish(folder, args.n, description, settings, model)
+        more_pictures(folder, args, model, settings)
     print(f"{args.n} images in {folder}/pngs, {len(missing)} of them drawn now ({seconds:.1f} s)")
     return 0
 
 
-def finish(folder: Path, n: int, description: dict) -> None:
-    """Writes samples.json and the grid of the set's first images."""
-    write_json(folder / "samples.json", description)
-    shown = [load_png(png(folder, i)) for i in range(min(n, GRID_IMAGES))]
-    save_image_grid(folder / "grid.png", torch.stack(shown), math.ceil(math.sqrt(len(shown))))
+def more_pictures(folder: Path, args, model: TrainedModel, settings: SamplerSettings) -> None:
+    """The pictures that were asked for beside the set."""
+    if args.show_intermediate or args.save_x0:
+        indices = list(range(min(args.n, SHOWN)))
+        save_trajectory(folder, model, settings, indices, args.use_amp, args.save_x0)
+    if args.neighbours:
+        samples = torch.stack([load_png(png(folder, i)) for i in range(min(args.n, SHOWN))])
+        train = dataset_of(args, model.config, "train")
+        save_neighbours(folder / "neighbours.png", samples, train, model, args.use_amp)
 
 
-def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> dict:
-    """Everything that decides what the images look like."""
-    return {
-        "checkpoint": str(model.path),
-        "epoch": model.epoch,
-        "weights": model.fingerprint(),
-        "input_scale": model.input_scale,
-        "dataset": model.config.dataset,
-        "seed": model.config.seed,
-        "sampler": settings.sampler,
-        "steps": settings.steps,
-        "eta": settings.eta,
-        "spacing": settings.spacing,
-        "clip": settings.clip,
-        "use_amp": use_amp,
-    }
-
-
-def earlier_set(folder: Path, description: dict) -> int:
-    """How many images an earlier call was to draw. Raises UserError if it drew others."""
-    path = folder / "samples.json"
-    if not path.exists():
-        if any((folder / "pngs").glob("*.png")):
-            raise UserError(
-                f"{folder}/pngs holds images but no samples.json says what made them: "
-                "move them away, or choose another --output_dir"
-            )
-        return 0
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    differences = [
-        f"  {key}: {value}, not {earlier.get(key)}"
-        for key, value in description.items()
-        if key != "checkpoint" and earlier.get(key) != value
-    ]
-    if differences:
-        raise UserError(
-            f"{folder} holds images made in another way:\n"
-            + "\n".join(differences)
-            + "\nmove them away, or choose another --output_dir"
-        )
-    return earlier["n"]
+def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Path) -> None:
+    """One strip of images, between two starting noises on their great circle."""
+    if not settings.deterministic:
+        raise UserError(f"--interpolate needs a deterministic sampler, not {settings.tag()}")
+    config, device = model.config, next(model.denoiser.parameters()).device
+    ends = ImageNoise(config.seed, args.interpolate, config.network.image_shape, device).draw()
+    noise = slerp(*ends, torch.linspace(0, 1, args.interp_steps, device=device))
+    y = labels_of(model.denoiser, settings, args.interpolate[:1] * args.interp_steps)
+    images = run(model.denoiser, settings, lambda: noise, y, args.use_amp)
+    path = folder / "interpolation_{}_{}.png".format(*args.interpolate)
+    save_image_grid(path, images.cpu(), args.interp_steps)
+    print(f"wrote {path}")
 
 
 def draw(model, settings, missing: list[int], args, folder: Path, description: dict) -> float:
@@ -130,22 +133,14 @@ def draw(model, settings, missing: list[int], args, folder: Path, description: d
     distributed.barrier()
     mine = [missing[i] for i in distributed.share(len(missing))]
     started = time.monotonic()
-    shape = model.config.network.image_shape
-    with progress(total=len(mine), shared=True, unit="image") as bar:
-        for start in range(0, len(mine), args.batch_size):
-            indices = mine[start : start + args.batch_size]
-            images = sample(
-                model.denoiser, settings, indices, model.config.seed, shape, args.use_amp
-            )
-            for i, image in zip(indices, images.cpu(), strict=True):
-                save_png(png(folder, i), image)
-            bar.update(len(indices))
+    shape, seed = model.config.network.image_shape, model.config.seed
+    for indices, images in sample_in_batches(
+        model.denoiser, settings, mine, seed, shape, args.use_amp, args.batch_size
+    ):
+        for i, image in zip(indices, images, strict=True):
+            save_png(png(folder, i), image)
     distributed.barrier()
     return time.monotonic() - started
-
-
-def png(folder: Path, index: int) -> Path:
-    return folder / "pngs" / f"{index}.png"
 
 
 if __name__ == "__main__":

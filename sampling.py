@@ -1,6 +1,7 @@
 """From a denoiser and a sampler's name to images; what sample.py, fid.py and training share."""
 
 import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import torch
 from torch import Tensor
 
 from batches import to_uint8
+from cli import int_list
 from errors import UserError
 from model.denoiser import Denoiser
-from model.samplers import SAMPLERS, SPACINGS, clipped
-from utils import ImageNoise, autocast
+from model.samplers import SAMPLERS, SPACINGS, DenoiseFn, NoiseFn, clipped, guided
+from utils import ImageNoise, autocast, progress
+
+Watcher = Callable[[Tensor, float, Tensor], None]  # x (N, C, H, W), sigma, D(x, sigma)
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,23 @@ class SamplerSettings:
     eta: float | None  # None where the sampler fixes it
     spacing: str | None = None  # a row of samplers.SPACINGS; None: the process's own
     clip: bool = True
+    guidance: float | None = None  # None: a network without labels
+    classes: tuple[int, ...] | None = None  # image i is of classes[i % len(classes)]; None: all
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the starting noise alone decides the image."""
+        return SAMPLERS[self.sampler].deterministic and not self.eta
 
     def tag(self) -> str:
         """For file names: ddim_steps100_eta0.0; what is not the default is appended."""
-        eta = "" if self.eta is None else f"_eta{self.eta}"
-        spacing = f"_{self.spacing}" if self.spacing else ""
-        clip = "" if self.clip else "_noclip"
-        return f"{self.sampler}_steps{self.steps}{eta}{spacing}{clip}"
+        parts = [self.sampler, f"steps{self.steps}"]
+        parts += [] if self.eta is None else [f"eta{self.eta}"]
+        parts += [self.spacing] if self.spacing else []
+        parts += [] if self.clip else ["noclip"]
+        parts += [] if self.guidance is None else [f"guidance{self.guidance:g}"]
+        parts += ["classes" + "-".join(map(str, self.classes))] if self.classes else []
+        return "_".join(parts)
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +62,15 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the noise levels; default: the process's own, leading for DDPM, karras for EDM",
     )  # fmt: skip
     group.add_argument("--no_clip", action="store_true", help="do not clip x0 to [-1, 1]")
+    group.add_argument(
+        "--guidance", type=float, metavar="W",
+        help="of a class-conditional network: 0 ignores the class, 1 (default) follows it, more "
+        "exaggerates it",
+    )  # fmt: skip
+    group.add_argument(
+        "--classes", type=int_list, metavar="C,C",
+        help="of a class-conditional network, one after the other (default: all)",
+    )  # fmt: skip
 
 
 def sampler_settings(
@@ -57,6 +80,8 @@ def sampler_settings(
     eta: float | None = None,
     spacing: str | None = None,
     clip: bool = True,
+    guidance: float | None = None,
+    classes: list[int] | None = None,
 ) -> SamplerSettings:
     """Fills in the defaults of the process and the sampler. Raises UserError for what cannot be."""
     sampler = sampler or denoiser.default_sampler
@@ -73,9 +98,32 @@ def sampler_settings(
         eta = 0.0 if eta is None else eta
         if not 0 <= eta <= 1:
             raise UserError(f"--eta {eta}: give 0 (deterministic) to 1 (the most noise)")
-    settings = SamplerSettings(sampler, steps, eta, spacing, clip)
+    guidance, classes = _checked_labels(denoiser, guidance, classes)
+    settings = SamplerSettings(sampler, steps, eta, spacing, clip, guidance, classes)
     noise_levels(denoiser, settings)
     return settings
+
+
+def _checked_labels(denoiser: Denoiser, guidance: float | None, classes: list[int] | None):
+    if not denoiser.classes:
+        if guidance is not None or classes is not None:
+            raise UserError(
+                "--guidance and --classes: this network was trained without labels "
+                "(cond_drop_prob 0)"
+            )
+        return None, None
+    for label in classes or []:
+        if not 0 <= label < denoiser.classes:
+            raise UserError(f"--classes {label}: give 0 to {denoiser.classes - 1}")
+    return 1.0 if guidance is None else guidance, tuple(classes) if classes else None
+
+
+def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
+    """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
+    return sampler_settings(
+        denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip,
+        args.guidance, args.classes,
+    )  # fmt: skip
 
 
 def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
@@ -87,19 +135,28 @@ def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
         raise UserError(f"--steps {settings.steps}, spacing {spacing}: {error}") from None
 
 
+def labels_of(denoiser: Denoiser, settings: SamplerSettings, indices: list[int]) -> Tensor | None:
+    """The classes of the images with these indices, (N,), or None without labels."""
+    if settings.guidance is None:
+        return None
+    classes = settings.classes or range(denoiser.classes)
+    labels = [classes[i % len(classes)] for i in indices]
+    return torch.tensor(labels, device=next(denoiser.parameters()).device)
+
+
 @torch.no_grad()
-def sample(
+def run(
     denoiser: Denoiser,
     settings: SamplerSettings,
-    indices: list[int],
-    seed: int,
-    image_shape: tuple[int, int, int],
+    noise: NoiseFn,
+    y: Tensor | None = None,
     use_amp: bool = False,
+    watch: Watcher | None = None,
 ) -> Tensor:
-    """The images with these indices: (N, C, H, W) uint8, on the denoiser's device.
+    """Images from starting and step noise, `noise()` -> (N, C, H, W): (N, C, H, W) uint8.
 
-    Starting and step noise depend on the seed and each index alone. Everything outside the
-    network is in float64, except on MPS, which has none.
+    `watch` sees every evaluation of D. Everything outside the network is in float64, except on
+    MPS, which has none.
     """
     device = next(denoiser.parameters()).device
     row = SAMPLERS[settings.sampler]
@@ -107,25 +164,64 @@ def sample(
     if settings.eta is not None:
         options["eta"] = settings.eta
     sigmas = noise_levels(denoiser, settings)
-    noise = ImageNoise(seed, indices, image_shape, device)
     dtype = torch.float32 if device.type == "mps" else torch.float64
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def evaluate(x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         with autocast(device, use_amp):
-            return denoiser(x, sigma)
+            return denoiser(x, sigma, y)
 
     def draw() -> Tensor:
-        return noise.draw().to(dtype)
+        return noise().to(dtype)
 
-    D = clipped(denoise) if settings.clip else denoise
+    D: DenoiseFn = evaluate if y is None else guided(evaluate, y, settings.guidance)
+    D = clipped(D) if settings.clip else D
+    D = D if watch is None else _watched(D, watch)
     return to_uint8(row.run(D, sigmas[0] * draw(), sigmas, draw, **options))
 
 
-def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
-    """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
-    return sampler_settings(
-        denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip
-    )
+def _watched(D: DenoiseFn, watch: Watcher) -> DenoiseFn:
+    def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
+        x0 = D(x, sigma)
+        watch(x, sigma[0].item(), x0)
+        return x0
+
+    return evaluate
+
+
+def sample(
+    denoiser: Denoiser,
+    settings: SamplerSettings,
+    indices: list[int],
+    seed: int,
+    image_shape: tuple[int, int, int],
+    use_amp: bool = False,
+    watch: Watcher | None = None,
+) -> Tensor:
+    """The images with these indices: (N, C, H, W) uint8, on the denoiser's device.
+
+    Starting and step noise depend on the seed and each index alone.
+    """
+    noise = ImageNoise(seed, indices, image_shape, next(denoiser.parameters()).device)
+    y = labels_of(denoiser, settings, indices)
+    return run(denoiser, settings, noise.draw, y, use_amp, watch)
+
+
+def sample_in_batches(
+    denoiser: Denoiser,
+    settings: SamplerSettings,
+    indices: list[int],
+    seed: int,
+    image_shape: tuple[int, int, int],
+    use_amp: bool,
+    batch_size: int,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """(indices, images on the CPU), batch by batch, with a bar: see `sample`."""
+    title = f"{settings.sampler}, {settings.steps} steps"
+    with progress(total=len(indices), desc=title, shared=True, unit="image") as bar:
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            yield batch, sample(denoiser, settings, batch, seed, image_shape, use_amp).cpu()
+            bar.update(len(batch))
 
 
 def default_samples_folder(save_dir: str | Path, epoch: int, settings: SamplerSettings) -> Path:

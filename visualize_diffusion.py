@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from batches import to_model_range
-from cli import config_of, dataset_of, job, job_parser
+from cli import config_of, dataset_of, int_list, job, job_parser
 from config import Config
 from errors import UserError
 from evaluation.plots import forward_process
-from linear import int_list
 from model.DDPM import alpha
 from model.denoiser import Denoiser
 from model.models import PROCESSES

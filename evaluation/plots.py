@@ -142,6 +142,24 @@ def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False) -> Non
     ax.grid(alpha=0.3)
 
 
+def image_table(path: Path, images: Tensor, column_titles: Sequence[str], title: str) -> None:
+    """images: (rows, columns, C, H, W) uint8. Raises UserError if `path` cannot be written."""
+    rows, columns = images.shape[:2]
+    figure = Figure(figsize=(max(1.1 * columns, 6.0), 1.1 * rows + 0.8), layout="constrained")
+    _show_images(figure, images, column_titles)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
+def _show_images(figure, images: Tensor, column_titles: Sequence[str]) -> None:
+    for (i, j), ax in np.ndenumerate(figure.subplots(*images.shape[:2], squeeze=False)):
+        pixels = images[i, j].permute(1, 2, 0).numpy()
+        ax.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
+        ax.set_axis_off()
+        if i == 0:
+            ax.set_title(column_titles[j], fontsize=9)
+
+
 def forward_process(
     path: Path,
     images: Tensor,
@@ -157,12 +175,7 @@ def forward_process(
     rows, columns = images.shape[:2]
     figure = Figure(figsize=(max(1.1 * columns, 6.0), 1.1 * rows + 3.2), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1.1 * rows + 0.4, 2.8])
-    for (i, j), ax in np.ndenumerate(above.subplots(rows, columns, squeeze=False)):
-        pixels = to_uint8(images[i, j]).permute(1, 2, 0).numpy()
-        ax.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
-        ax.set_axis_off()
-        if i == 0:
-            ax.set_title(f"t = {timesteps[j]}" if timesteps[j] else "clean", fontsize=9)
+    _show_images(above, to_uint8(images), [f"t = {t}" if t else "clean" for t in timesteps])
     ax = below.subplots()
     ax.plot(t, signal, label="image")
     ax.plot(t, noise, label="noise")

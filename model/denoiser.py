@@ -31,6 +31,7 @@ class Denoiser(nn.Module, ABC):
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
+        self.classes: int = getattr(net, "classes", 0)  # labels it is conditioned on; 0: none
 
     @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:

@@ -147,31 +147,49 @@ def _norm(x: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Sampler:
     """A row of the samplers' table: the function, its fixed options, whether it takes eta and
-    the process's churn, its evaluations of D per step (one in the last), and its number of steps
-    (None: the process's own, 0: every timestep)."""
+    the process's churn, whether it adds no noise (at eta 0), its evaluations of D per step (one
+    in the last), and its number of steps (None: the process's own, 0: every timestep)."""
 
     run: Callable
     options: dict = field(default_factory=dict)
     takes_eta: bool = False
     takes_churn: bool = False
+    deterministic: bool = True
     per_step: int = 1
     steps: int | None = None
 
 
 SAMPLERS = {
     "ddim": Sampler(ddim, takes_eta=True),
-    "ddpm": Sampler(ddim, {"eta": 1.0, "variance": beta_variance}, steps=0),
+    "ddpm": Sampler(ddim, {"eta": 1.0, "variance": beta_variance}, deterministic=False, steps=0),
     "heun": Sampler(heun, takes_eta=True, takes_churn=True, per_step=2),
     "dpmpp_2m": Sampler(dpmpp_2m),
     "ipndm": Sampler(ipndm),
-    "pc": Sampler(pc, per_step=2),
-    "sde": Sampler(sde),
+    "pc": Sampler(pc, deterministic=False, per_step=2),
+    "sde": Sampler(sde, deterministic=False),
 }
 
 
 def clipped(D: DenoiseFn) -> DenoiseFn:
     """D with its x0 clipped to [-1, 1]."""
     return lambda x, sigma: D(x, sigma).clamp(-1, 1)
+
+
+def guided(D: Callable[..., Tensor], y: Tensor, w: float) -> DenoiseFn:
+    """D_u + w (D_c - D_u), with D_c the denoiser of the classes y: (N,) and D_u that of no class
+    (Ho and Salimans 2022, arXiv 2207.12598; their w is ours less 1)."""
+    if w == 0:
+        return lambda x, sigma: D(x, sigma, None)
+    if w == 1:
+        return lambda x, sigma: D(x, sigma, y)
+    nothing = torch.full_like(y, -1)
+
+    def evaluate(x: Tensor, sigma: Tensor) -> Tensor:
+        both = D(torch.cat((x, x)), torch.cat((sigma, sigma)), torch.cat((nothing, y)))
+        D_u, D_c = both.chunk(2)
+        return D_u + w * (D_c - D_u)
+
+    return evaluate
 
 
 def leading(denoiser: Denoiser, steps: int) -> list[float]:

@@ -22,11 +22,13 @@ class UNet(nn.Module):
 
     Encoder: per resolution `n_blocks` blocks, then one that halves, except after the last.
     Decoder: per resolution from the bottom `n_blocks + 1` blocks, each on the concatenation with
-    the matching encoder output, then one that doubles, except after the last.
+    the matching encoder output, then one that doubles, except after the last. `classes` is the
+    number of labels it is conditioned on, 0 for none.
     """
 
     def __init__(self, network: Network, classes: int = 0):
         super().__init__()
+        self.classes = classes
         image_channels = network.image_shape[0]
         widths = [network.n_channels * mult for mult in network.ch_mults]
         emb_ch = 4 * network.n_channels

@@ -1,0 +1,80 @@
+"""A folder of samples: pngs/<i>.png, grid.png, and samples.json, which says what made them."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from checkpoint import TrainedModel
+from errors import UserError
+from evaluation.grids import load_png, save_image_grid
+from files import write_json
+from sampling import SamplerSettings, labels_of
+
+GRID_IMAGES = 100  # at most so many in grid.png
+
+
+def finish(folder: Path, n: int, description: dict, settings: SamplerSettings, model) -> None:
+    """Writes samples.json, and the grid of the set's first images: a row for each class."""
+    images = torch.stack([load_png(png(folder, i)) for i in range(min(n, GRID_IMAGES))])
+    # between the images, over pixels: near 0 when all look the same
+    variance = images.float().div(127.5).var(dim=0, correction=0).mean().item()
+    write_json(folder / "samples.json", description | {"pixel_variance": round(variance, 5)})
+    y = labels_of(model.denoiser, settings, list(range(len(images))))
+    kinds = 1 if y is None else len(y.unique())
+    columns = math.ceil(math.sqrt(len(images)))
+    if kinds > 1 and len(images) >= kinds:
+        columns = len(images) // kinds
+        images = images[: columns * kinds].unflatten(0, (columns, kinds)).transpose(0, 1)
+        images = images.flatten(0, 1)
+    save_image_grid(folder / "grid.png", images, columns)
+
+
+def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> dict:
+    """Everything that decides what the images look like."""
+    return {
+        "checkpoint": str(model.path),
+        "epoch": model.epoch,
+        "weights": model.fingerprint(),
+        "input_scale": model.input_scale,
+        "dataset": model.config.dataset,
+        "seed": model.config.seed,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "eta": settings.eta,
+        "spacing": settings.spacing,
+        "clip": settings.clip,
+        "guidance": settings.guidance,
+        "classes": settings.classes and list(settings.classes),
+        "use_amp": use_amp,
+    }
+
+
+def earlier_set(folder: Path, description: dict) -> int:
+    """How many images an earlier call was to draw. Raises UserError if it drew others."""
+    path = folder / "samples.json"
+    if not path.exists():
+        if any((folder / "pngs").glob("*.png")):
+            raise UserError(
+                f"{folder}/pngs holds images but no samples.json says what made them: "
+                "move them away, or choose another --output_dir"
+            )
+        return 0
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    differences = [
+        f"  {key}: {value}, not {earlier.get(key)}"
+        for key, value in description.items()
+        if key != "checkpoint" and earlier.get(key) != value
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} holds images made in another way:\n"
+            + "\n".join(differences)
+            + "\nmove them away, or choose another --output_dir"
+        )
+    return earlier["n"]
+
+
+def png(folder: Path, index: int) -> Path:
+    return folder / "pngs" / f"{index}.png"
