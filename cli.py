@@ -13,7 +13,7 @@ import torch
 import distributed
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
-from datasets import Dataset, load_dataset
+from datasets import Dataset, canonical_name, load_dataset
 from errors import UserError
 from model.input_scale import INPUT_SCALES
 from utils import setup_logging
@@ -81,6 +81,9 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
     parser.add_argument(
         "--config", metavar="YAML", help="the experiment, such as config/DDPM_ddpm.yaml"
     )
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="instead of --config: the one in config/ for this dataset"
+    )
     if checkpoint:
         parser.add_argument(
             "--epoch", type=int, default=-1, help="which model_<epoch>.pth; -1 is the newest"
@@ -120,9 +123,23 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 
 def config_of(args: argparse.Namespace) -> Config:
     """The config that the command line names. Raises UserError."""
+    if args.config and args.dataset:
+        raise UserError("--config and --dataset both name a config: give one of them")
+    if args.dataset:
+        args.config = config_for(args.dataset)
     if args.config is None:
         raise UserError("no config: give --config config/DDPM_ddpm.yaml, or another one")
     return load_config(args.config, overrides_of(args))
+
+
+def config_for(dataset: str) -> Path:
+    """The first file in config/ that is for this dataset. Raises UserError if there is none."""
+    name = canonical_name(dataset)
+    folder = Path(os.path.relpath(Path(__file__).parent / "config"))
+    for path in sorted(folder.glob("*.yaml")):
+        if load_config(path).dataset == name:
+            return path
+    raise UserError(f"--dataset {dataset}: no config for it in {folder}: give --config")
 
 
 def dataset_of(args: argparse.Namespace, config: Config, split: str) -> Dataset:

@@ -15,13 +15,24 @@ FREE_KEYS = {"n_epoch", "sample_every", "save_every", "n_sample", "save_model", 
              "save_dir", "linear"}  # fmt: skip
 
 
+SHORTHANDS = {"epochs": "n_epoch", "batch_size": "batch_size", "lr": "lrate",
+              "timesteps": "diffusion.n_T", "sample_every": "sample_every",
+              "save_every": "save_every", "output_dir": "save_dir"}  # fmt: skip
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = job_parser(__doc__, checkpoint=False)
     parser.add_argument("--restart", action="store_true", help="start anew over an earlier run")
     parser.add_argument(
         "--dry_run", action="store_true", help="print size, memory and expected time, train nothing"
     )
-    return parser.parse_args(argv)
+    group = parser.add_argument_group("shorthands, each the same as its --set")
+    for name, key in SHORTHANDS.items():
+        group.add_argument(f"--{name}", metavar="VALUE", help=f"--set {key}=VALUE")
+    args = parser.parse_args(argv)
+    short = [(key, getattr(args, name)) for name, key in SHORTHANDS.items()]
+    args.overrides += [f"{key}={value}" for key, value in short if value is not None]
+    return args
 
 
 @job

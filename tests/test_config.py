@@ -3,6 +3,8 @@
 import pytest
 from conftest import ROOT
 
+import train
+from cli import config_of
 from config import config_differences, load_config, parse_config
 from errors import UserError
 from model.models import build_denoiser
@@ -97,3 +99,30 @@ def test_differences_name_the_nested_key():
     a = parse_config({"lrate": 1e-3, "network": {"dropout": 0.2}})
     lines = config_differences(a, parse_config({}), ignore={"lrate"})
     assert lines == ["network.dropout: 0.2, not 0.1"]
+
+
+def test_a_shorthand_is_the_same_as_its_set(tiny_yaml):
+    short = train.parse_args([
+        "--config", str(tiny_yaml), "--epochs", "7", "--lr", "1e-5", "--timesteps", "50",
+        "--batch_size", "9", "--sample_every", "3", "--save_every", "4", "--output_dir", "there",
+    ])  # fmt: skip
+    sets = ("n_epoch=7", "lrate=1e-5", "diffusion.n_T=50", "batch_size=9", "sample_every=3",
+            "save_every=4", "save_dir=there")  # fmt: skip
+    long = train.parse_args(["--config", str(tiny_yaml)] + [f"--set={text}" for text in sets])
+    assert config_of(short) == config_of(long)
+    assert config_of(short).lrate == 1e-5
+
+
+@pytest.mark.parametrize(("name", "file"), [("mnist", "mnist.yaml"), ("cifar", "DDPM_ddpm.yaml")])
+def test_a_dataset_names_its_config(name, file):
+    args = train.parse_args(["--dataset", name])
+    assert config_of(args) == load_config(f"config/{file}")
+
+
+def test_a_dataset_without_a_config_and_two_configs_are_refused(tiny_yaml):
+    with pytest.raises(UserError, match="did you mean 'mnist'"):
+        config_of(train.parse_args(["--dataset", "mnits"]))
+    with pytest.raises(UserError, match="no config for it"):
+        config_of(train.parse_args(["--dataset", "cifar100"]))
+    with pytest.raises(UserError, match="one of them"):
+        config_of(train.parse_args(["--dataset", "mnist", "--config", str(tiny_yaml)]))
