@@ -1,8 +1,8 @@
-"""Training a classifier on labels: batches, steps, and what must survive a kill."""
+"""Training a classifier on labels: batches, steps, what must survive a kill, what compares."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from batches import Batches
 from datasets import Dataset
 from errors import UserError
 from evaluation.paper_protocol import SAVE_EVERY_S, cosine, crop_padding, load_state
+from files import read_json
 from utils import amp_dtype, autocast, log, progress, redirect_to_bar, seed_everything
 
 Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
@@ -181,3 +182,18 @@ class SupervisedTraining:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         return True
+
+
+def comparable(path: Path, record: dict, keys: Collection[str]) -> dict | None:
+    """The record of another run at `path`, if there is one that is equal in these keys.
+
+    Raises UserError if the file is damaged.
+    """
+    if not path.exists():
+        return None
+    other = read_json(path)
+    different = [key for key in keys if other.get(key) != record[key]]
+    if different:
+        log.info(f"note: {path} is of another {', '.join(different)}: not shown beside this one")
+        return None
+    return other
