@@ -1,0 +1,174 @@
+"""Fine-tunes the network up to one block, with a linear head, from a checkpoint or from scratch.
+
+All of train, or the --n_train images of it, is learned from, with random crops, flips if the
+config has them, and new noise of the timestep in every batch; AdamW, linear warm-up, cosine to 0.
+Nothing is selected on test: the result is the last epoch's. Run once with and once without
+--scratch: whichever ends last shows both.
+"""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+import distributed
+from checkpoint import TrainedModel, versions
+from cli import config_of, dataset_of, job, job_parser, model_of
+from config import Config
+from datasets import Dataset
+from errors import UserError
+from evaluation.features import network_source, short_hash
+from evaluation.finetuning import (
+    RECIPE,
+    Classifier,
+    comparable,
+    fine_tuning,
+    name_of,
+    side_by_side,
+    stratified_subset,
+)
+from evaluation.plots import curves
+from evaluation.probe import wilson_interval
+from evaluation.supervised import Recipe
+from files import write_json
+from model.models import build_denoiser
+from utils import pick_device, seed_everything
+
+ARCHITECTURE = ("model_type", "net_type", "diffusion", "network", "flip")  # and how it is fed
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__)
+    parser.add_argument(
+        "--scratch", action="store_true",
+        help="start from untrained weights of the same architecture instead of a checkpoint",
+    )  # fmt: skip
+    parser.add_argument("--timestep", type=int, help="default: the config's linear.timestep")
+    parser.add_argument("--blockname", help="default: the config's linear.blockname")
+    parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help="of fine-tuning")
+    parser.add_argument("--batch_size", type=int, default=RECIPE.batch_size, help="global")
+    parser.add_argument("--lr", type=float, default=RECIPE.lr, help="AdamW's highest rate")
+    parser.add_argument(
+        "--warm_epochs", type=float, default=RECIPE.warm_epochs, help="of rising rate"
+    )
+    parser.add_argument(
+        "--weight_decay", type=float, default=RECIPE.weight_decay,
+        help="of matrices and kernels, not of biases and norms",
+    )  # fmt: skip
+    parser.add_argument(
+        "--n_train", type=int, metavar="N",
+        help="learn from N training images only, the classes in their proportions (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
+    args = parser.parse_args(argv)
+    if min(args.epochs, args.batch_size) < 1:
+        raise UserError("--epochs and --batch_size must be at least 1")
+    if args.lr <= 0 or args.weight_decay < 0:
+        raise UserError("--lr must be more than 0, and --weight_decay not less")
+    if not 0 <= args.warm_epochs < args.epochs:
+        raise UserError(
+            f"--warm_epochs {args.warm_epochs:g}: of {args.epochs} epochs; give fewer, from 0 up"
+        )
+    return args
+
+
+def start_of(args, device: torch.device) -> TrainedModel:
+    """The checkpoint's model, or with --scratch the weights that training begins with."""
+    if not args.scratch:
+        return model_of(args, device)
+    config = config_of(args) if args.config or not args.ckpt else model_of(args, device).config
+    seed_everything(config.seed, "init")
+    return TrainedModel(build_denoiser(config).to(device), config, epoch=-1, path=Path())
+
+
+def datasets_of(args, config: Config) -> tuple[Dataset, Dataset]:
+    """Train, or the --n_train images of it, and test."""
+    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    if args.n_train is not None:
+        kept = stratified_subset(train.labels, args.n_train, config.seed)
+        train = replace(train, images=train.images[kept], labels=train.labels[kept])
+    return train, test
+
+
+def settings_of(args, model: TrainedModel, train: Dataset, test: Dataset) -> dict:
+    """What decides the result. Raises UserError for a timestep or block that is not there."""
+    config = model.config
+    source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
+    t = config.linear.timestep if args.timestep is None else args.timestep
+    block = args.blockname or config.linear.blockname
+    source.check([t], [block])
+    values = config.model_dump(mode="json")
+    return {
+        "fingerprint": source.fingerprint,
+        "dataset": train.name,
+        "images": {"train": train.fingerprint(), "test": test.fingerprint()},
+        "timestep": t,
+        "blockname": block,
+        "recipe": {name: getattr(args, name) for name in asdict(RECIPE)},
+        "seed": config.seed,
+        "use_amp": args.use_amp,
+        "architecture": {key: values[key] for key in ARCHITECTURE},
+    }
+
+
+def report(folder: Path, stem: str, record: dict) -> None:
+    """Writes <stem>.json, or <stem>_scratch.json, and <stem>.png, and prints a table; the other
+    start is in both if its file is there."""
+    paths = {True: folder / f"{stem}_scratch.json", False: folder / f"{stem}.json"}
+    scratch, plot = record["scratch"], folder / f"{stem}.png"
+    other = comparable(paths[not scratch], record)
+    records = [record] if other is None else [other, record] if scratch else [record, other]
+    title = (
+        f"fine-tuning: {record['dataset']}, {record['blockname']} at t={record['timestep']}, "
+        f"{record['n_train']:,} training images"
+    )
+    lines = {name_of(r): [100 * epoch["test_accuracy"] for epoch in r["history"]] for r in records}
+    epochs = [epoch["epoch"] for epoch in record["history"]]
+    if distributed.is_main():
+        write_json(paths[scratch], record)
+        curves(plot, epochs, lines, title, "epoch of fine-tuning", "test accuracy in %")
+    print(f"{title}, {len(epochs)} epochs, {record['n_test']:,} test images\n")
+    print(f"{side_by_side(records)}\n\nwrote {paths[scratch]} and {plot}")
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    device = pick_device(args.device)
+    model = start_of(args, device)
+    config = model.config
+    train, test = datasets_of(args, config)
+    settings = settings_of(args, model, train, test)
+    folder = Path(args.output_dir or config.save_dir)
+    t, block = settings["timestep"], settings["blockname"]
+    classifier = Classifier(model.denoiser, t, block, train, config.seed)
+    run = fine_tuning(
+        classifier, train, test, Recipe(**settings["recipe"]),
+        folder / f"finetune_state_{short_hash(settings)}.pth",
+        seed=config.seed, flip=config.flip, use_amp=args.use_amp,
+    )  # fmt: skip
+    history = run.run()
+    accuracy = history[-1]["test_accuracy"]
+    record = {
+        "scratch": args.scratch,
+        "checkpoint": None if args.scratch else str(model.path),
+        "epoch": None if args.scratch else model.epoch,
+        **settings,
+        "n_train": len(train),
+        "n_test": len(test),
+        "parameters_trained": sum(w.numel() for w in classifier.trained_parameters()),
+        "history": history,
+        "test_accuracy": accuracy,
+        "test_interval": wilson_interval(accuracy, len(test)),
+        "device": device.type,
+        "seconds": run.seconds,
+        "versions": versions(),
+    }
+    stem = f"finetune_{block}_t{t}" + (f"_n{args.n_train}" if args.n_train else "")
+    report(folder, stem, record)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
