@@ -82,6 +82,14 @@ def share(n: int) -> range:
     return range(rank() * n // world_size(), (rank() + 1) * n // world_size())
 
 
+def at_least_one(mine: range) -> range:
+    """`mine`, or where it is empty an index of another rank's: no network takes an empty batch.
+
+    Only the first len(mine) results are to be used.
+    """
+    return range(mine.start, max(mine.stop, mine.start + 1))
+
+
 def share_of_batch(batch_size: int) -> slice:
     """This rank's part of a global batch. Raises UserError if it cannot be divided equally."""
     each, rest = divmod(batch_size, world_size())

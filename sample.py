@@ -90,14 +90,14 @@ def main(argv: list[str] | None = None) -> int:
     }
     if distributed.is_main():
         finish(folder, args.n, description, settings, model)
-        more_pictures(folder, args, model, settings)
+    more_pictures(folder, args, model, settings)
     print(f"{args.n} images in {folder}/pngs, {len(missing)} of them drawn now ({seconds:.1f} s)")
     return 0
 
 
 def more_pictures(folder: Path, args, model: TrainedModel, settings: SamplerSettings) -> None:
     """The pictures that were asked for beside the set."""
-    if args.show_intermediate or args.save_x0:
+    if distributed.is_main() and (args.show_intermediate or args.save_x0):
         indices = list(range(min(args.n, SHOWN)))
         save_trajectory(folder, model, settings, indices, args.use_amp, args.save_x0)
     if args.neighbours:
@@ -116,7 +116,8 @@ def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Pa
     y = labels_of(model.denoiser, settings, args.interpolate[:1] * args.interp_steps)
     images = run(model.denoiser, settings, lambda: noise, y, args.use_amp)
     path = folder / "interpolation_{}_{}.png".format(*args.interpolate)
-    save_image_grid(path, images.cpu(), args.interp_steps)
+    if distributed.is_main():
+        save_image_grid(path, images.cpu(), args.interp_steps)
     print(f"wrote {path}")
 
 

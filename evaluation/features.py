@@ -157,10 +157,12 @@ class Extractor:
         self, dataset: Dataset, t: float, blocks: Collection[str]
     ) -> dict[str, np.ndarray]:
         mine = distributed.share(len(dataset))
-        images, labels = (a[mine.start : mine.stop] for a in (dataset.images, dataset.labels))
+        forwarded = distributed.at_least_one(mine)
+        part = slice(forwarded.start, forwarded.stop)
+        images, labels = dataset.images[part], dataset.labels[part]
         batches = Batches(images, labels, self.batch_size, self.device)
         key = (self.seed, "features", dataset.split, t)
-        noises = _noise(mine, self.batch_size, images.shape[1:], key)
+        noises = _noise(forwarded, self.batch_size, images.shape[1:], key)
         parts: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
         start = time.perf_counter()
         title = f"features of {dataset.split}, t={t}"
@@ -172,7 +174,8 @@ class Extractor:
                     parts[block].append(features[block].float().cpu().numpy())
                 bar.update(len(x0))
         features = {
-            block: distributed.gather_rows(np.concatenate(part)) for block, part in parts.items()
+            block: distributed.gather_rows(np.concatenate(part)[: len(mine)])
+            for block, part in parts.items()
         }
         seconds = time.perf_counter() - start
         self.n_forwards += len(dataset)

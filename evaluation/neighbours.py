@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import distributed
 from batches import to_model_range
 from checkpoint import TrainedModel
 from datasets import Dataset
@@ -57,6 +58,8 @@ def save_neighbours(
         "train": kept(train, [t], [block])[t, block],
         "samples": Extractor(source, device, config.seed)(drawn, [t], [block])[t, block],
     }
+    if not distributed.is_main():
+        return
     unit = {name: _unit(torch.from_numpy(np.array(value))) for name, value in features.items()}
     images = torch.from_numpy(np.array(train.images))
     pixels = (to_model_range(part).flatten(1) for part in images.split(CHUNK))

@@ -102,12 +102,13 @@ def _noisy_features(
     @torch.no_grad()
     def features_of(x0: Tensor, step: int) -> dict[Cell, Tensor]:
         n, mine = len(x0), distributed.share(len(x0))
-        forwarded = slice(mine.start, max(mine.stop, mine.start + 1))  # none is no batch
+        forwarded = distributed.at_least_one(mine)
+        part = slice(forwarded.start, forwarded.stop)
         cells = {}
         for t in timesteps:
             draw = generator(x0.device, extractor.seed, "probe", step, t)
             noise = torch.randn(x0.shape, generator=draw, device=x0.device)
-            features = extractor.source.features(x0[forwarded], t, noise[forwarded], blocks)
+            features = extractor.source.features(x0[part], t, noise[part], blocks)
             for block in blocks:
                 rows = features[block].float()[: len(mine)]
                 cells[t, block] = distributed.gather_shares(rows, n)
