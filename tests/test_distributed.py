@@ -17,7 +17,9 @@ from PIL import Image
 import checkpoint
 import cli
 import distributed
+from config import parse_config
 from errors import UserError
+from training import Trainer
 from utils import progress
 
 SEVERAL = {
@@ -52,6 +54,29 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
     for size in (2, 6):
         with pytest.raises(UserError, match=f"batch_size {size} is not divisible by the 4 proc"):
             distributed.share_of_batch(size)
+
+
+def test_what_the_ranks_draw_is_cut_from_what_one_process_draws(monkeypatch, tmp_path):
+    config = parse_config({
+        **TINY, "save_dir": str(tmp_path), "model_type": "EDM", "batch_size": 8, "flip": True,
+        "cond_drop_prob": 0.5, "diffusion": {"augment_prob": 0.5},
+        "network": {**TINY["network"], "augment_dim": 9},
+    })  # fmt: skip
+    data = distributed_jobs.some_digits(config, "data", "train", False)
+
+    def drawn(rank: int, world_size: int) -> tuple[dict, int]:
+        as_rank(monkeypatch, rank, world_size)
+        trainer = Trainer(config, data, data, torch.device("cpu"), use_amp=False)
+        trainer.step = 3
+        x0, u, noise, conditions = trainer._draw_batch()
+        return {"x0": x0, "u": u[trainer.part], "noise": noise, **conditions}, torch.initial_seed()
+
+    whole, seed = drawn(0, 1)
+    (first, first_seed), (second, second_seed) = drawn(0, 2), drawn(1, 2)
+    assert whole.keys() == {"x0", "u", "noise", "augment", "y"}
+    for name, value in whole.items():
+        assert torch.equal(torch.cat([first[name], second[name]]), value), name
+    assert seed == first_seed != second_seed  # of dropout
 
 
 def test_only_rank_0_shows_bars(monkeypatch, capsys):
