@@ -1,0 +1,146 @@
+"""Recognition of noisy images at every noise level: by a network of its own, or frozen features.
+
+--backbone wrn trains a WideResNet that is told the noise level, from scratch, on noisy images;
+--backbone ddae a two-layer MLP on the features of one block of a checkpoint. Either is scored on
+test at 20 timesteps of DDPM (VP), or at the 18 of EDM (VE). Run once with each: whichever ends
+last shows both. Stopped, the same command goes on. Batch norm sees one process's part of a batch
+on CPUs, the whole batch on GPUs, so on CPUs the wrn depends a little on how many there are.
+"""
+
+import argparse
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+import distributed
+from checkpoint import versions
+from cli import config_of, dataset_of, job, job_parser, model_of
+from datasets import Dataset
+from errors import UserError
+from evaluation.features import short_hash
+from evaluation.finetuning import stratified_subset
+from evaluation.noisy import (
+    RECIPES,
+    mlp_on_features,
+    noise_drawer,
+    noise_levels,
+    score,
+    wide_resnet,
+    with_process,
+)
+from evaluation.noisy_report import report
+from evaluation.supervised import Recipe, SupervisedTraining
+from model.models import PROCESSES
+from utils import pick_device
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__)
+    add = parser.add_argument
+    add("--backbone", choices=list(RECIPES), required=True, help="wrn needs no checkpoint")
+    add("--mode", choices=list(PROCESSES), help="whose noise levels; default: the config's process")
+    add("--blockname", help="of ddae; default: the config's linear.blockname")
+    add("--depth", type=int, default=28, help="of wrn: 6 n + 4")
+    add("--width", type=int, default=10, help="of wrn: times 16, 32 and 64 channels")
+    wrn, ddae = RECIPES["wrn"], RECIPES["ddae"]
+    add("--epochs", type=int, help=f"default: {wrn.epochs} for wrn, {ddae.epochs} for ddae")
+    add("--batch_size", type=int, help=f"global; default: {wrn.batch_size}")
+    add("--lr", type=float, help=f"default: {wrn.lr:g} (SGD) for wrn, {ddae.lr:g} (Adam) for ddae")
+    add(
+        "--warm_epochs", type=float,
+        help=f"of rising rate; default: {wrn.warm_epochs} for wrn, {ddae.warm_epochs} for ddae",
+    )  # fmt: skip
+    add("--n_train", type=int, metavar="N", help="train on N images, the classes in proportion")
+    add("--n_test", type=int, metavar="N", help="score N test images, the classes in proportion")
+    add("--output_dir", help="where the results go (default: the run's save_dir)")
+    args = parser.parse_args(argv)
+    if args.backbone == "wrn" and (args.ckpt or args.blockname):
+        raise UserError("--backbone wrn is trained from scratch: leave out --ckpt and --blockname")
+    return args
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The backbone's recipe with what the command line changes of it. Raises UserError."""
+    recipe = RECIPES[args.backbone]
+    given = {name: getattr(args, name, None) for name in asdict(recipe)}
+    recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
+    if min(recipe.epochs, recipe.batch_size) < 1 or recipe.lr <= 0:
+        raise UserError("--epochs and --batch_size must be at least 1, --lr more than 0")
+    if not 0 <= recipe.warm_epochs < recipe.epochs:
+        raise UserError(
+            f"--warm_epochs {recipe.warm_epochs:g}: of {recipe.epochs} epochs; give fewer"
+        )
+    return recipe
+
+
+def subset(dataset: Dataset, n: int | None, seed: int) -> np.ndarray:
+    """The indices of n images of the dataset, or of all."""
+    return np.arange(len(dataset)) if n is None else stratified_subset(dataset.labels, n, seed)
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    recipe = recipe_of(args)
+    device = pick_device(args.device)
+    model = model_of(args, device) if args.backbone == "ddae" else None
+    config = with_process(config_of(args) if model is None else model.config, args.mode)
+    seed, process = config.seed, noise_levels(config).to(device)
+    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    kept, scored = subset(train, args.n_train, seed), subset(test, args.n_test, seed)
+    train = replace(train, images=train.images[kept], labels=train.labels[kept])
+    if model is None:
+        backbone = wide_resnet(process, train, args.depth, args.width, seed)
+    else:
+        block = args.blockname or config.linear.blockname
+        backbone = mlp_on_features(model, train, block, args.use_amp)
+    classifier = backbone.classifier.to(device)
+    if device.type == "cuda" and distributed.world_size() > 1:
+        classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
+    settings = {
+        "backbone": args.backbone,
+        **backbone.settings,
+        "mode": config.model_type,
+        "diffusion": config.diffusion.model_dump(mode="json"),
+        "dataset": train.name,
+        "n_train": len(train),
+        "train_fingerprint": train.fingerprint(),
+        "recipe": asdict(recipe),
+        "flip": config.flip,
+        "seed": seed,
+        "use_amp": args.use_amp,
+    }
+    folder = Path(args.output_dir or config.save_dir)
+    run = SupervisedTraining(
+        classifier, classifier.optimizer(recipe), noise_drawer(process, seed, device),
+        train, recipe,
+        folder / f"noisy_state_{short_hash(settings)}.pth",
+        seed=seed, flip=config.flip, use_amp=args.use_amp,
+    )  # fmt: skip
+    history = run.run()
+    start = time.perf_counter()
+    levels = score(classifier, process, test, scored, device, seed, args.use_amp)
+    record = {
+        "name": backbone.name,
+        "checkpoint": None if model is None else str(model.path),
+        "epoch": None if model is None else model.epoch,
+        **settings,
+        "n_test": len(scored),
+        "test_fingerprint": test.fingerprint(),
+        "parameters_trained": sum(p.numel() for p in classifier.parameters()),
+        "levels": [asdict(level) for level in levels],
+        "history": history,
+        "device": device.type,
+        "seconds_training": run.seconds,
+        "seconds_scoring": time.perf_counter() - start,
+        "versions": versions(),
+    }
+    report(folder, record)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
