@@ -20,9 +20,9 @@ from datasets import Dataset
 from errors import UserError
 from evaluation.features import network_source, short_hash
 from evaluation.finetuning import (
+    COMPARED,
     RECIPE,
     Classifier,
-    comparable,
     fine_tuning,
     name_of,
     side_by_side,
@@ -30,7 +30,7 @@ from evaluation.finetuning import (
 )
 from evaluation.plots import curves
 from evaluation.probe import wilson_interval
-from evaluation.supervised import Recipe
+from evaluation.supervised import Recipe, comparable
 from files import write_json
 from model.models import build_denoiser
 from utils import pick_device, seed_everything
@@ -117,7 +117,7 @@ def report(folder: Path, stem: str, record: dict) -> None:
     start is in both if its file is there."""
     paths = {True: folder / f"{stem}_scratch.json", False: folder / f"{stem}.json"}
     scratch, plot = record["scratch"], folder / f"{stem}.png"
-    other = comparable(paths[not scratch], record)
+    other = comparable(paths[not scratch], record, COMPARED)
     records = [record] if other is None else [other, record] if scratch else [record, other]
     title = (
         f"fine-tuning: {record['dataset']}, {record['blockname']} at t={record['timestep']}, "

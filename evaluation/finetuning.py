@@ -15,10 +15,9 @@ from errors import UserError
 from evaluation.features import Extractor, network_source
 from evaluation.heads import Head
 from evaluation.supervised import Recipe, SupervisedTraining
-from evaluation.tables import aligned
-from files import read_json
+from evaluation.tables import aligned, percent
 from model.denoiser import Denoiser
-from utils import generator, log, seed_everything
+from utils import generator, seed_everything
 
 RECIPE = Recipe(epochs=20, batch_size=128, lr=1e-3, warm_epochs=1.0, weight_decay=0.05)
 
@@ -126,18 +125,6 @@ def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
 # --- the two starting points side by side
 
 
-def comparable(path: Path, record: dict) -> dict | None:
-    """The record at `path`, if it differs from this one in nothing but where it started."""
-    if not path.exists():
-        return None
-    other = read_json(path)
-    different = [key for key in COMPARED if other.get(key) != record[key]]
-    if different:
-        log.info(f"note: {path} is of another {', '.join(different)}: not shown beside this one")
-        return None
-    return other
-
-
 def name_of(record: dict) -> str:
     return "from scratch" if record["scratch"] else f"from epoch {record['epoch']}"
 
@@ -149,7 +136,7 @@ def side_by_side(records: list[dict]) -> str:
         low, high = record["test_interval"]
         rows.append([
             name_of(record), f"{record['parameters_trained']:,}",
-            f"{100 * record['history'][-1]['train_accuracy']:.2f}",
-            f"{100 * record['test_accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
+            percent(record["history"][-1]["train_accuracy"]),
+            f"{percent(record['test_accuracy'])} ({100 * low:.1f}-{100 * high:.1f})",
         ])  # fmt: skip
     return aligned(rows)
