@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch import nn
 
@@ -154,22 +158,17 @@ def test_subsets_are_stratified_and_nested():
 # --- the job
 
 
+def defaults(yaml) -> list[str]:
+    argv = ["--config", str(yaml), "--device", "cpu", "--epochs", "2", "--batch_size", "50"]
+    return [*argv, "--lr", "3e-3", "--warm_epochs", "0.5"]
+
+
 @pytest.fixture
 def run(tiny_yaml, tiny_checkpoint, tmp_path):
     """Calls the job; returns the folder of its results."""
 
     def call(*more):
-        argv = [
-            "--config",
-            str(tiny_yaml),
-            "--device",
-            "cpu",
-            "--epochs",
-            "2",
-            "--batch_size",
-            "50",
-        ]
-        finetune.main([*argv, "--lr", "3e-3", "--warm_epochs", "0.5", *more])
+        finetune.main([*defaults(tiny_yaml), *more])
         return tmp_path / "run"
 
     return call
@@ -217,6 +216,22 @@ def test_a_start_with_another_recipe_is_not_shown(run, capsys):
     assert "of another recipe: not shown" in said.err
     assert "from scratch" in said.out
     assert "from epoch" not in said.out
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(run, tiny_yaml, tmp_path):
+    argv = ["--scratch", "--set", "network.dropout=0", "--n_train", "200"]
+    whole = read(run(*argv), "finetune_out_2_t21_n200_scratch.json")
+    folder = tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    argv += ["--output_dir", str(folder)]
+    subprocess.run(
+        [*torchrun, "--nproc_per_node=2", "finetune.py", *defaults(tiny_yaml), *argv],
+        cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    two = read(folder, "finetune_out_2_t21_n200_scratch.json")
+    for ours, theirs in zip(two["history"], whole["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize(("argv", "message"), [
