@@ -24,6 +24,7 @@ from evaluation.frechet import (
     kernel_distance,
     reference_statistics,
     score_name,
+    statistics_of,
 )
 from evaluation.image_sets import export_images, read_images
 from evaluation.inception import (
@@ -149,9 +150,9 @@ def score(
     def features(pixels: np.ndarray, title: str) -> np.ndarray:
         return inception_features(inception, pixels, args.batch_size, title)
 
-    key = f"{train.name}-{train.split}-{train.fingerprint()}-{fingerprint[:16]}"
+    cache = statistics_of(args.data_dir, train, fingerprint)
     reference, reference_features = reference_statistics(
-        Path(args.data_dir, ".fid", key), lambda: features(train.images, "reference"), args.kid
+        cache, lambda: features(train.images, "reference"), args.kid
     )
     sampled = features(images, "samples")
     scores = {

@@ -144,7 +144,6 @@ def labels_of(denoiser: Denoiser, settings: SamplerSettings, indices: list[int])
     return torch.tensor(labels, device=next(denoiser.parameters()).device)
 
 
-@torch.no_grad()
 def run(
     denoiser: Denoiser,
     settings: SamplerSettings,
@@ -153,7 +152,20 @@ def run(
     use_amp: bool = False,
     watch: Watcher | None = None,
 ) -> Tensor:
-    """Images from starting and step noise, `noise()` -> (N, C, H, W): (N, C, H, W) uint8.
+    """The images of `solve`: (N, C, H, W) uint8."""
+    return to_uint8(solve(denoiser, settings, noise, y, use_amp, watch))
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoiser,
+    settings: SamplerSettings,
+    noise: NoiseFn,
+    y: Tensor | None = None,
+    use_amp: bool = False,
+    watch: Watcher | None = None,
+) -> Tensor:
+    """x0 from starting and step noise, `noise()` -> (N, C, H, W): like it, near [-1, 1].
 
     `watch` sees every evaluation of D. Everything outside the network is in float64, except on
     MPS, which has none.
@@ -176,7 +188,7 @@ def run(
     D: DenoiseFn = evaluate if y is None else guided(evaluate, y, settings.guidance)
     D = clipped(D) if settings.clip else D
     D = D if watch is None else _watched(D, watch)
-    return to_uint8(row.run(D, sigmas[0] * draw(), sigmas, draw, **options))
+    return row.run(D, sigmas[0] * draw(), sigmas, draw, **options)
 
 
 def _watched(D: DenoiseFn, watch: Watcher) -> DenoiseFn:

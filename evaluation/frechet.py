@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import distributed
+from datasets import Dataset
 from errors import UserError
 from evaluation.inception import N_FEATURES
 from files import replacing
@@ -110,6 +111,12 @@ def score_name(n: int) -> str:
 
 
 # --- the reference set: its features are slow to compute on a CPU, so they are kept
+
+
+def statistics_of(data_dir: str | Path, dataset: Dataset, weights_sha256: str) -> Path:
+    """Where `reference_statistics` keeps those of a dataset, by Inception's weights."""
+    key = f"{dataset.name}-{dataset.split}-{dataset.fingerprint()}-{weights_sha256[:16]}"
+    return Path(data_dir, ".fid", key)
 
 
 def reference_statistics(

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from batches import to_uint8
@@ -86,20 +86,21 @@ def scatter(
 def curves(
     path: Path,
     x: Sequence[float],
-    lines: dict[str, Sequence[float]],
+    lines: dict[str, Sequence[float | None]],
     title: str,
     x_label: str,
     y_label: str,
     spread: dict[str, Sequence[float]] | None = None,
     log_x: bool = False,
+    log_y: bool = False,
 ) -> None:
     """One line of len(x) values per name, with points; `spread` gives half-widths of error bars.
 
-    Raises UserError if `path` cannot be written.
+    None among the values: no point there. Raises UserError if `path` cannot be written.
     """
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     ax = figure.subplots()
-    _draw_lines(ax, x, lines, x_label, y_label, spread, log_x)
+    _draw_lines(ax, x, lines, x_label, y_label, spread, log_x, log_y)
     ax.set_title(title, fontsize=11)
     if len(lines) > 1:
         figure.legend(loc="outside right center", frameon=False)
@@ -128,18 +129,76 @@ def curve_panels(
     _save(figure, path)
 
 
-def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False) -> None:
+def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False, log_y=False) -> None:
     colours = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
     for i, (name, y) in enumerate(lines.items()):
+        there = [j for j, value in enumerate(y) if value is not None]
         half = (spread or {}).get(name)
-        ax.errorbar(x, y, yerr=half, color=colours(i), label=name, marker="o", ms=4, capsize=3)
+        at, y, half = ([v[j] for j in there] if v is not None else None for v in (x, y, half))
+        ax.errorbar(at, y, yerr=half, color=colours(i), label=name, marker="o", ms=4, capsize=3)
+    if log_y:
+        ax.set_yscale("log")
+    whole = all(isinstance(value, int) for value in x)
     if log_x:
         ax.set_xscale("log")
-    elif all(isinstance(value, int) for value in x):  # no tick at epoch 0.5
+        if whole:  # 10 and 100 alone would be too few
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
+    elif whole:  # no tick at epoch 0.5
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     ax.grid(alpha=0.3)
+
+
+def loss_curve(
+    path: Path,
+    steps: Sequence[int],
+    raw: Sequence[float],
+    smoothed: Sequence[float],
+    test: dict[int, float],
+    title: str,
+) -> None:
+    """The training loss at `steps`, as it is and smoothed, and that of the test images by step.
+
+    Raises UserError if `path` cannot be written.
+    """
+    figure, ax = _loss_axes(title)
+    blue, orange = matplotlib.colormaps["tab10"].colors[:2]
+    ax.plot(steps, raw, color=blue, alpha=0.35, marker=".", label="train, raw")
+    ax.plot(steps, smoothed, color=blue, label="train, smoothed")
+    ax.plot(list(test), list(test.values()), "o", color=orange, label="test, EMA weights")
+    ax.legend(frameon=False)
+    _save(figure, path)
+
+
+def loss_by_bucket(
+    path: Path, steps: Sequence[int], parts: dict[str, Sequence[float]], title: str
+) -> None:
+    """One loss curve per part of the noise levels, coloured in their order; NaN is not drawn.
+
+    Raises UserError if `path` cannot be written.
+    """
+    figure, ax = _loss_axes(title)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(parts)))
+    for colour, (name, losses) in zip(colours, parts.items(), strict=True):
+        ax.plot(steps, losses, color=colour, marker=".", ms=3, label=name)
+    figure.legend(loc="outside right center", frameon=False)
+    _save(figure, path)
+
+
+def _loss_axes(title: str):
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    ax = figure.subplots()
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("loss")
+    ax.grid(alpha=0.3, which="both")
+    ax.set_title(title, fontsize=11)
+    return figure, ax
 
 
 def image_table(path: Path, images: Tensor, column_titles: Sequence[str], title: str) -> None:
