@@ -17,6 +17,7 @@ import distributed
 import linear
 import sample
 import train
+from model.DDPM import DDPM
 from training import Trainer
 
 read_all = cli.load_dataset
@@ -25,6 +26,12 @@ read_all = cli.load_dataset
 def some_digits(config, data_dir, split, skip_bad_images):
     data, n = read_all(config, data_dir, split, skip_bad_images), {"train": 160, "test": 41}[split]
     return dataclasses.replace(data, images=data.images[:n], labels=data.labels[:n])
+
+
+def make_small(setattr) -> None:
+    """Little data, and few steps of the sampler in training."""
+    setattr(cli, "load_dataset", some_digits)
+    setattr(DDPM, "default_steps", 10)
 
 
 def training(yaml: str, *more: str) -> int:
@@ -68,7 +75,7 @@ def together(yaml: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.load_dataset = some_digits
+    make_small(setattr)
     distributed.start()
     distributed.stop = lambda: None  # several jobs, one process group
     together(sys.argv[1], Path(sys.argv[2]))

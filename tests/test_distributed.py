@@ -15,12 +15,12 @@ from conftest import ROOT, TINY
 from PIL import Image
 
 import checkpoint
-import cli
 import distributed
+import reproduce
 from config import parse_config
 from errors import UserError
 from training import Trainer
-from utils import progress
+from utils import pick_device, progress
 
 SEVERAL = {
     **TINY,
@@ -56,6 +56,24 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
             distributed.share_of_batch(size)
 
 
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    as_rank(monkeypatch, 1, 2)
+    monkeypatch.setattr(distributed, "local_rank", lambda: 77)
+    with pytest.raises(UserError, match="cuda:77: not usable here"):
+        pick_device("cuda")
+    with pytest.raises(UserError, match="--device cuda:0: several processes take cuda"):
+        pick_device("cuda:0")
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_the_chain_is_not_started_by_torchrun(monkeypatch, capsys):
+    as_rank(monkeypatch, 0, 2)
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main([])
+    assert stop.value.code == 2
+    assert "run it with python" in capsys.readouterr().err
+
+
 def test_what_the_ranks_draw_is_cut_from_what_one_process_draws(monkeypatch, tmp_path):
     config = parse_config({
         **TINY, "save_dir": str(tmp_path), "model_type": "EDM", "batch_size": 8, "flip": True,
@@ -68,7 +86,7 @@ def test_what_the_ranks_draw_is_cut_from_what_one_process_draws(monkeypatch, tmp
         as_rank(monkeypatch, rank, world_size)
         trainer = Trainer(config, data, data, torch.device("cpu"), use_amp=False)
         trainer.step = 3
-        x0, u, noise, conditions = trainer._draw_batch()
+        x0, u, noise, conditions = trainer._draw_images()
         return {"x0": x0, "u": u[trainer.part], "noise": noise, **conditions}, torch.initial_seed()
 
     whole, seed = drawn(0, 1)
@@ -107,7 +125,7 @@ def runs(tmp_path_factory):
     yaml = str(folder / "several.yaml")
     Path(yaml).write_text(json.dumps(SEVERAL))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "load_dataset", distributed_jobs.some_digits)
+        distributed_jobs.make_small(patch.setattr)
 
         def alone(name: str, *more: str) -> None:
             distributed_jobs.training(yaml, "--set", f"save_dir={folder}/{name}", *more)
