@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         backbone = wide_resnet(process, train, args.depth, args.width, seed)
     else:
         block = args.blockname or config.linear.blockname
-        backbone = mlp_on_features(model, train, block, args.use_amp)
+        backbone = mlp_on_features(model, process, train, block, args.use_amp)
     classifier = backbone.classifier.to(device)
     if device.type == "cuda" and distributed.world_size() > 1:
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)

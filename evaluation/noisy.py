@@ -28,6 +28,7 @@ from utils import ImageNoise, autocast, derive_seed, generator, progress, seed_e
 
 LEVELS = 20  # at most so many timesteps are scored
 HIDDEN = 1024  # units of the MLP
+STANDARDISED = 512  # training images whose features give mean and standard deviation
 SCORE_BATCH = 500  # images per forward; changes no score
 
 RECIPES = {
@@ -57,22 +58,27 @@ class NoisyWideResNet(nn.Module):
 
 
 class FeatureClassifier(nn.Module):
-    """A noisy classifier: two linears with a time embedding, on frozen features (N, width).
+    """A noisy classifier: two linears with a time embedding, on standardised frozen features.
 
-    `features` gives them and c_noise: (N,); its weights are no part of this module.
+    `features` gives them and c_noise: (N,); its weights are no part of this module. sample:
+    (M, width), features whose mean and standard deviation count as those of all.
     """
 
-    def __init__(self, features: FrozenFeatures, width: int, n_classes: int, hidden: int = HIDDEN):
+    def __init__(
+        self, features: FrozenFeatures, sample: Tensor, n_classes: int, hidden: int = HIDDEN
+    ):
         super().__init__()
         self.features = features
-        self.norm = nn.LayerNorm(width)  # their scale depends on the block and on the noise
+        self.register_buffer("mean", sample.mean(0))
+        self.register_buffer("std", sample.std(0).clamp(min=1e-6))
         self.time_emb = TimeEmbedding(hidden // 4)  # 4 times as wide as its argument
-        self.lin1 = nn.Linear(width, hidden)
+        self.lin1 = nn.Linear(sample.shape[1], hidden)
         self.lin2 = nn.Linear(hidden, n_classes)
 
     def forward(self, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         features, c_noise = self.features(x0, sigma, noise)
-        return self.lin2(F.silu(self.lin1(self.norm(features)) + self.time_emb(c_noise)))
+        z = (features - self.mean) / self.std
+        return self.lin2(F.silu(self.lin1(z) + self.time_emb(c_noise)))
 
     def optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
@@ -128,20 +134,24 @@ def wide_resnet(process: Denoiser, train: Dataset, depth: int, width: int, seed:
     return Backbone(NoisyWideResNet(process, net), f"WRN-{depth}-{width}", settings)
 
 
-def mlp_on_features(model: TrainedModel, train: Dataset, block: str, use_amp: bool) -> Backbone:
+def mlp_on_features(
+    model: TrainedModel, process: Denoiser, train: Dataset, block: str, use_amp: bool
+) -> Backbone:
     """The MLP on the CPU, on features that are computed where the model is.
 
-    Raises UserError for a block that it does not have.
+    They are standardised by those of some training images at the noise levels of `process`.
+    Raises UserError for a block that the model does not have.
     """
+    seed, device = model.config.seed, next(model.denoiser.parameters()).device
     source = network_source(model.denoiser, model.fingerprint(), use_amp)
     source.check([], [block])
     features = frozen_features(model.denoiser, source, block)
-    device = next(model.denoiser.parameters()).device
-    blank = torch.zeros(1, *train.images.shape[1:], device=device)
-    width = features(blank, torch.ones(1, device=device), blank)[0].shape[1]
-    seed_everything(model.config.seed, "ddae")
+    order = torch.randperm(len(train), generator=generator("cpu", seed, "standardised"))
+    x0 = to_model_range(torch.from_numpy(train.images[order[:STANDARDISED].numpy()]).to(device))
+    sample, _ = features(x0, *noise_drawer(process, seed, device)(x0.shape, -1))
+    seed_everything(seed, "ddae")
+    classifier = FeatureClassifier(features, sample.cpu(), len(train.class_names))
     settings = {"fingerprint": source.fingerprint, "blockname": block}
-    classifier = FeatureClassifier(features, width, len(train.class_names))
     return Backbone(classifier, f"DDAE {block}, epoch {model.epoch}", settings)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 
 import distributed
 import noisy_classifier
+from batches import to_model_range
+from checkpoint import TrainedModel
 from config import parse_config
 from datasets import Dataset, load_dataset
 from errors import UserError
@@ -21,6 +24,7 @@ from evaluation.noisy import (
     FeatureClassifier,
     NoisyWideResNet,
     frozen_features,
+    mlp_on_features,
     noise_drawer,
     noise_levels,
     score,
@@ -133,14 +137,28 @@ def test_features_at_any_sigma_are_of_the_image_with_exactly_that_noise(tiny_con
 def test_the_frozen_weights_are_neither_saved_nor_trained(tiny_config):
     denoiser = build_denoiser(tiny_config).eval()
     features = frozen_features(denoiser, network_source(denoiser, "", False), "out_1")
-    classifier = FeatureClassifier(features, 64, 10)
+    classifier = FeatureClassifier(features, torch.randn(20, 64), 10)
     assert {name.split(".")[0] for name in classifier.state_dict()} == {
-        "norm", "time_emb", "lin1", "lin2",
+        "mean", "std", "time_emb", "lin1", "lin2",
     }  # fmt: skip
     logits = classifier.train()(torch.rand(2, 1, 8, 8), torch.ones(2), torch.randn(2, 1, 8, 8))
     logits.sum().backward()
     assert not denoiser.training
     assert all(weight.grad is None for weight in denoiser.parameters())
+
+
+def test_the_mlp_sees_standardised_features(tiny_config):
+    denoiser = build_denoiser(tiny_config).eval()
+    train = load_dataset(tiny_config, "data", "train")
+    process = noise_levels(tiny_config)
+    model = TrainedModel(denoiser, tiny_config, 0, Path())
+    mlp = mlp_on_features(model, process, train, "out_2", False).classifier
+    seen = []
+    mlp.lin1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x0 = to_model_range(torch.from_numpy(train.images))
+    mlp(x0, *noise_drawer(process, 5, CPU)(x0.shape, 0))
+    assert seen[0].mean(0).abs().max() < 0.25  # statistics of 512 of 1,437 images, other noise
+    assert (seen[0].std(0) - 1).abs().max() < 0.25
 
 
 def training(path, seed: int = 0, **recipe) -> SupervisedTraining:
