@@ -1,7 +1,7 @@
 """Atomic saving and checked loading; the only place that rebuilds a model from disk.
 
 A checkpoint is a dict of tensors and plain types, read with `weights_only=True`:
-    config, net and ema (state dicts of the network), epoch (the last one completed), step,
+    config, net and ema (state dicts of the network), epoch (that of the last step), step,
     metrics, versions; `latest.pth` also holds `resume`, what training needs to go on.
 `load_denoiser` also reads those of other projects: see `foreign_checkpoints`.
 """

@@ -19,11 +19,12 @@ import checkpoint
 import distributed
 from cli import config_of, dataset_of, job, job_parser, overrides_of
 from config import Config
+from cost import Cost, measure_cost
 from errors import UserError
 from evaluation.report import command_line, write_report
 from files import write_json
 from sampling import default_samples_folder, sampler_settings
-from training import Cost, Trainer, measure_cost
+from training import Trainer
 from utils import log, pick_device, setup_logging
 
 LONG_SECONDS = 3600  # what is expected to take longer is announced

@@ -8,11 +8,12 @@ import checkpoint
 import distributed
 from cli import config_of, dataset_of, job, job_parser
 from config import Config
-from training import Trainer, measure_cost
+from cost import measure_cost
+from training import Trainer
 from utils import log, pick_device
 
-FREE_KEYS = {"n_epoch", "sample_every", "save_every", "n_sample", "save_model", "load_epoch",
-             "save_dir", "linear"}  # fmt: skip
+FREE_KEYS = {"n_epoch", "n_step", "sample_every", "save_every", "n_sample", "save_model",
+             "load_epoch", "save_dir", "linear"}  # fmt: skip
 
 
 SHORTHANDS = {"epochs": "n_epoch", "batch_size": "batch_size", "lr": "lrate",
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         )  # fmt: skip
     position(trainer, args.restart)
     if trainer.step >= trainer.total_steps:
-        log.info("nothing to do: %s is at the last epoch already", trainer.latest_path)
+        log.info("nothing to do: %s is at the last step already", trainer.latest_path)
         return 0
     trainer.run()
     if trainer.stop_signal:
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             trainer.step, trainer.total_steps, trainer.latest_path,
         )  # fmt: skip
         return 128 + trainer.stop_signal
-    log.info("done: checkpoints, samples and metrics.jsonl are in %s", config.save_dir)
+    log.info("done: checkpoints, pictures and metrics are in %s", config.save_dir)
     return 0
 
 
@@ -110,7 +111,8 @@ def print_cost(trainer: Trainer) -> None:
     print(f"GFLOPs per image  {cost.gflops_forward:.2f} forward, about 3 times that to train")
     print(f"peak memory       {cost.peak_memory_mb:,.0f} MB on {trainer.device}")
     print(f"speed             {cost.images_per_s:,.0f} images/s, measured on a few steps")
-    print(f"steps             {cost.total_steps:,} in {trainer.config.n_epoch} epochs")
+    epochs = cost.total_steps / trainer.batches.steps_per_epoch
+    print(f"steps             {cost.total_steps:,} in {epochs:.4g} epochs")
     print(f"time expected     {cost.hours:.2f} h, without test losses and samples")
 
 

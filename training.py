@@ -1,29 +1,28 @@
 """Training a denoiser: the step, what is measured, and what must survive a kill."""
 
-import math
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from ema_pytorch import EMA
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 import checkpoint
 import distributed
 from augmentation import augment
 from batches import Batches
+from checkpoint import TrainedModel
 from config import Config
 from errors import UserError
 from evaluation.denoising import held_out_loss
-from evaluation.grids import save_image_grid
+from evaluation.training_pictures import draw_pictures
+from evaluation.trajectories import Trajectory
 from model.denoiser import Denoiser
 from model.models import build_denoiser
 from runlog import RunLog
-from sampling import sample, sampler_settings
+from sampling import SamplerSettings, sample, sampler_settings
 from utils import (
     amp_dtype,
     autocast,
@@ -38,7 +37,7 @@ from window import Window
 
 LOG_EVERY = 50  # steps between reads of the device's counters
 SAVE_SECONDS = 600  # at most so long between two latest.pth
-COST_STEPS = 5  # timed by measure_cost
+TRAJECTORIES = 4  # of the samples drawn while training, whose way out of the noise is shown
 MAX_BAD_IN_A_ROW = 10  # losses that are not finite, before the run ends
 
 
@@ -89,14 +88,17 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=needs_scaler)
         self.loss = distributed.replicated(Loss(self.denoiser))
         self.window = Window(device)
-        self.part = distributed.share_of_batch(config.batch_size)
+        self.images_per_step = config.batch_size * config.accumulate
+        mine = distributed.share_of_batch(config.batch_size)
+        self.part = slice(mine.start * config.accumulate, mine.stop * config.accumulate)
         self.batches = Batches(
-            train.images, train.labels, config.batch_size, device, config.seed,
+            train.images, train.labels, self.images_per_step, device, config.seed,
             shuffle=True, flip=config.flip, drop_last=True, part=self.part,
         )  # fmt: skip
         if not self.batches.steps_per_epoch:
             raise UserError(
-                f"batch_size {config.batch_size} is more than the {len(train)} training images"
+                f"batch_size {config.batch_size} times accumulate {config.accumulate} is more than "
+                f"the {len(train)} training images"
             )
         self.test = test
         self.step = 0
@@ -105,24 +107,32 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        return self.config.n_epoch * self.batches.steps_per_epoch
+        return self.config.n_step or self.config.n_epoch * self.batches.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """That of the last step done, counted from 0."""
+        return (self.step - 1) // self.batches.steps_per_epoch
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether the last step done ended its epoch; that of the run always does."""
+        return self.step % self.batches.steps_per_epoch == 0 or self.step == self.total_steps
 
     # one step
 
     def train_step(self) -> None:
-        """One optimizer step on batch number `self.step`; nothing is read back to the host."""
+        """Optimizer step number `self.step`; nothing is read back to the host."""
         config = self.config
         lr = learning_rate(config, self.step // self.batches.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        x0, u, noise, conditions = self._draw_batch()
+        x0, u, noise, conditions = self._draw_images()
         sigma = self.denoiser.training_sigma(u[self.part])
-        with autocast(self.device, self.use_amp):
-            per_image = self.loss(x0, sigma, noise, **conditions)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(per_image.mean()).backward()
+        per_image = self._backward(x0, sigma, noise, conditions)
         self.scaler.unscale_(self.optimizer)
-        per_image = distributed.gather_shares(per_image.detach(), config.batch_size)
+        per_image = distributed.gather_shares(per_image, self.images_per_step)
         grad_norm = clip_grad_norm_(self.denoiser.parameters(), config.grad_clip)
         if self.scaler.is_enabled():  # an overflow of the scaled gradients is no bad loss
             skipped = ~per_image.isfinite().all()
@@ -136,13 +146,28 @@ class Trainer:
         self.window.add(per_image, grad_norm, u, skipped)
         self.step += 1
 
-    def _draw_batch(self) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """x0, noise and conditions of this rank's part, and u, (batch_size,), of the whole batch.
+    def _backward(self, x0: Tensor, sigma: Tensor, noise: Tensor, conditions: dict) -> Tensor:
+        """Leaves the gradient of the mean loss of all ranks' images, computed in `accumulate`
+        batches. Returns the losses of this rank's images, (N,)."""
+        n = len(x0) // self.config.accumulate
+        losses = []
+        for start in range(0, len(x0), n):
+            batch = slice(start, start + n)
+            given = {name: value[batch] for name, value in conditions.items()}
+            with autocast(self.device, self.use_amp):
+                per_image = self.loss(x0[batch], sigma[batch], noise[batch], **given)
+            self.scaler.scale(per_image.mean() / self.config.accumulate).backward()
+            losses.append(per_image.detach())
+        return torch.cat(losses)
 
-        Everything is drawn for the whole batch and then cut, so that the number of processes
-        changes nothing; but each rank has a dropout of its own, rank 0 that of a single process.
+    def _draw_images(self) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """x0, noise and conditions of this rank's part of a step's images, and u, (N,), of all.
+
+        Everything is drawn for the whole step and then cut, so that neither `accumulate` nor the
+        number of processes changes it; but dropout is drawn batch by batch, and each rank has its
+        own, rank 0 that of a single process.
         """
-        config, n, rank = self.config, self.config.batch_size, distributed.rank()
+        config, n, rank = self.config, self.images_per_step, distributed.rank()
         seed = config.seed
         x0, y = self.batches[self.step]
         draw = generator(self.device, seed, "noise", self.step)
@@ -167,7 +192,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "net": self.denoiser.net.state_dict(),
             "ema": self.ema.ema_model.state_dict(),
-            "epoch": self.step // self.batches.steps_per_epoch - 1,
+            "epoch": self.epoch,
             "step": self.step,
             "metrics": dict(self.metrics),
             "versions": checkpoint.versions(),
@@ -218,14 +243,15 @@ class Trainer:
     # the run
 
     def run(self) -> None:
-        """Trains to the end of the last epoch, or until a signal. Raises UserError if the losses
-        stop being finite."""
+        """Trains to the last step, or until a signal. Raises UserError if the losses stop being
+        finite."""
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         run_log = RunLog(self.save_dir, self.step)
         self.last_saved = time.monotonic()
         try:
             with redirect_to_bar():
                 self._run(run_log)
+            run_log.write_csv()
         finally:
             run_log.close()
             for number, handler in handlers.items():
@@ -241,29 +267,25 @@ class Trainer:
         return bool(self.stop_signal)
 
     def _run(self, run_log: RunLog) -> None:
-        per_epoch = self.batches.steps_per_epoch
         bar = progress(total=self.total_steps, initial=self.step, unit="step", smoothing=0.05)
         self.denoiser.train()
         start, since = time.monotonic(), self.step
         while self.step < self.total_steps and not self._told_to_stop():
             self.train_step()
             bar.update()
-            ends_epoch = self.step % per_epoch == 0
-            if ends_epoch or self.step % LOG_EVERY == 0:
+            if self.ends_epoch or self.step % LOG_EVERY == 0:
                 values = self._read_window()
                 seconds = max(time.monotonic() - start, 1e-9)
-                values["images_per_s"] = (self.step - since) * self.config.batch_size / seconds
+                values["images_per_s"] = (self.step - since) * self.images_per_step / seconds
                 run_log.write("train", self.step, values)
-                bar.set_description(
-                    f"epoch {(self.step - 1) // per_epoch} loss {values['loss_average'] or 0:.4f}"
-                )
+                bar.set_description(f"epoch {self.epoch} loss {values['loss_average'] or 0:.4f}")
                 start, since = time.monotonic(), self.step
-            if ends_epoch:
+            if self.ends_epoch:
                 self._end_epoch(run_log)
                 start = time.monotonic()
             elif time.monotonic() - self.last_saved > SAVE_SECONDS:
                 self.save_latest()
-        if self.step % per_epoch:
+        if not self.ends_epoch:
             self.save_latest()
         bar.close()
 
@@ -285,11 +307,12 @@ class Trainer:
         self.metrics["skipped"] += int(sums["skipped"])
         buckets = zip(sums["bucket_loss"], sums["bucket_images"], strict=True)
         return {
-            "epoch": (self.step - 1) // self.batches.steps_per_epoch,
+            "epoch": self.epoch,
             "loss": loss,
             "loss_average": average,
             "loss_by_t": [total / n if n else None for total, n in buckets],
             "grad_norm": sums["grad_norm"] / steps if steps else None,
+            "param_norm": float(get_total_norm(self.denoiser.parameters())),
             "lr": self.optimizer.param_groups[0]["lr"],
             "skipped": self.metrics["skipped"],
             "peak_memory_mb": peak_memory_bytes(self.device) / 1e6,
@@ -297,8 +320,7 @@ class Trainer:
 
     def _end_epoch(self, run_log: RunLog) -> None:
         """Measures and saves. latest.pth comes last: killed before, the epoch's end is redone."""
-        epoch = self.step // self.batches.steps_per_epoch - 1
-        last = epoch == self.config.n_epoch - 1
+        epoch, last = self.epoch, self.step == self.total_steps
         if last or (epoch + 1) % self.config.sample_every == 0:
             self._measure(run_log, epoch)
         if self.config.save_model and (last or (epoch + 1) % self.config.save_every == 0):
@@ -306,73 +328,31 @@ class Trainer:
         self.save_latest()
 
     def _measure(self, run_log: RunLog, epoch: int) -> None:
-        """The test loss and a grid of samples, both of the EMA weights."""
+        """The test loss and samples, both of the EMA weights, and the pictures of the run."""
         started = time.monotonic()
         loss = held_out_loss(self.ema_denoiser, self.test, self.device, self.use_amp)
         if self.metrics["best_loss"] is None or loss < self.metrics["best_loss"]:
             self.metrics.update(best_loss=loss, best_epoch=epoch)
             self._save("best.pth")
         run_log.write("test", self.step, {"epoch": epoch, "loss": loss})
-        samples = self._draw_samples()
+        settings, trajectory = sampler_settings(self.ema_denoiser), Trajectory(TRAJECTORIES)
+        samples = self._draw_samples(settings, trajectory)
         if not distributed.is_main():
             return
-        columns = min(10, math.ceil(math.sqrt(len(samples))) * 2)
-        spread = [i * len(self.test) // columns for i in range(columns)]  # over the classes
-        real = torch.from_numpy(self.test.images[spread])
-        path = self.save_dir / "samples" / f"epoch_{epoch}.png"
-        grid = save_image_grid(path, samples.cpu(), columns, real)
+        model = TrainedModel(self.ema_denoiser, self.config, epoch, self.latest_path)
+        folder = self.save_dir / "visual"
+        lines = run_log.lines()
+        grid = draw_pictures(folder, model, lines, samples, settings, trajectory, self.test)
         run_log.image("samples", self.step, grid)
         seconds = time.monotonic() - started
-        log.info("epoch %d: test loss %.5f, samples in %s (%.0f s)", epoch, loss, path, seconds)
+        log.info("epoch %d: test loss %.5f, samples in %s (%.0f s)", epoch, loss, folder, seconds)
 
-    def _draw_samples(self) -> Tensor:
-        """(n_sample, C, H, W) uint8 on the device, drawn by all ranks together."""
-        mine = list(distributed.share(self.config.n_sample))
-        shape = self.config.network.image_shape
-        samples = torch.empty((0, *shape), dtype=torch.uint8, device=self.device)
-        if mine:
-            settings = sampler_settings(self.ema_denoiser)
-            samples = sample(
-                self.ema_denoiser, settings, mine, self.config.seed, shape, self.use_amp
-            )
-        return distributed.gather_shares(samples, self.config.n_sample)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run would take, measured on a few steps."""
-
-    parameters: int
-    gflops_forward: float  # per image
-    peak_memory_mb: float
-    images_per_s: float
-    total_steps: int
-    hours: float  # of training, without test losses and samples
-    probe_timesteps: int  # in the grid of the linear probe
-    sampling_steps: int  # per image, with the default sampler
-
-
-def measure_cost(trainer: Trainer) -> Cost:
-    """Runs a few real training steps; the trainer is of no use afterwards."""
-    device = trainer.device
-    x0, _ = trainer.batches[0]
-    sigma = trainer.denoiser.training_sigma(torch.rand(1, device=device))
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        trainer.ema_denoiser(x0[:1], sigma)
-    trainer.train_step()  # warms up
-    float(trainer.window.sums["loss"])  # waits for the device
-    started = time.monotonic()
-    for _ in range(COST_STEPS):
-        trainer.train_step()
-    float(trainer.window.sums["loss"])
-    per_step = (time.monotonic() - started) / COST_STEPS
-    return Cost(
-        parameters=sum(p.numel() for p in trainer.denoiser.parameters()),
-        gflops_forward=flops.get_total_flops() / 1e9,
-        peak_memory_mb=peak_memory_bytes(device) / 1e6,
-        images_per_s=trainer.config.batch_size / per_step,
-        total_steps=trainer.total_steps,
-        hours=per_step * trainer.total_steps / 3600,
-        probe_timesteps=len(trainer.denoiser.probe_timesteps),
-        sampling_steps=trainer.denoiser.default_steps,
-    )
+    def _draw_samples(self, settings: SamplerSettings, trajectory: Trajectory) -> Tensor:
+        """(n_sample, C, H, W) uint8 on the CPU, drawn by all ranks together."""
+        config = self.config
+        mine = distributed.share(config.n_sample)
+        samples = sample(
+            self.ema_denoiser, settings, list(distributed.at_least_one(mine)), config.seed,
+            config.network.image_shape, self.use_amp, trajectory.watch,
+        )  # fmt: skip
+        return distributed.gather_shares(samples[: len(mine)], config.n_sample).cpu()

@@ -10,8 +10,9 @@ import torch
 
 from batches import Batches
 from cli import config_of, dataset_of, job, job_parser
+from cost import measure_cost
 from model.denoiser import Denoiser
-from training import Trainer, measure_cost
+from training import Trainer
 from utils import autocast, pick_device
 
 BATCHES = 4  # timed, after one to warm up

@@ -131,7 +131,9 @@ class Config(Section):
     network: Network = Network()
 
     n_epoch: PositiveInt = 60
-    batch_size: PositiveInt = 64
+    n_step: NonNegativeInt = 0  # optimizer steps that end the run, whatever n_epoch; 0: by epochs
+    batch_size: PositiveInt = 64  # images per forward, over all processes
+    accumulate: PositiveInt = 1  # batches per optimizer step
     lrate: PositiveFloat = 1e-4
     warm_epoch: NonNegativeInt = 13
     load_epoch: int = Field(-1, ge=-1)  # start from model_<load_epoch>.pth; -1: do not

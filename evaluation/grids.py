@@ -25,6 +25,19 @@ def load_png(path: str | Path) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
+def rows_by_class(images: Tensor, y: Tensor | None) -> tuple[Tensor, int | None]:
+    """`images`, (N, C, H, W), in an order and a number of columns that give each class a row.
+
+    y: (N,), the classes in turn; None, or too many for the images: as they are, and no number.
+    """
+    kinds = 1 if y is None else len(y.unique())
+    columns = len(images) // kinds
+    if kinds == 1 or not columns:
+        return images, None
+    rows = images[: columns * kinds].unflatten(0, (columns, kinds)).transpose(0, 1)
+    return rows.flatten(0, 1), columns
+
+
 def save_image_grid(
     path: str | Path, images: Tensor, columns: int, real: Tensor | None = None
 ) -> np.ndarray:

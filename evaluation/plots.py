@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from batches import to_uint8
@@ -142,14 +142,18 @@ def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False, log_y=
     if log_x:
         ax.set_xscale("log")
         if whole:  # 10 and 100 alone would be too few
-            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.xaxis.set_major_formatter("{x:g}")
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            _log_ticks(ax.xaxis)
     elif whole:  # no tick at epoch 0.5
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     ax.grid(alpha=0.3)
+
+
+def _log_ticks(axis) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def loss_curve(
@@ -192,8 +196,7 @@ def _loss_axes(title: str):
     figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     ax = figure.subplots()
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    _log_ticks(ax.yaxis)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel("loss")
     ax.grid(alpha=0.3, which="both")

@@ -8,7 +8,7 @@ import torch
 
 from checkpoint import TrainedModel
 from errors import UserError
-from evaluation.grids import load_png, save_image_grid
+from evaluation.grids import load_png, rows_by_class, save_image_grid
 from files import write_json
 from sampling import SamplerSettings, labels_of
 
@@ -22,13 +22,8 @@ def finish(folder: Path, n: int, description: dict, settings: SamplerSettings, m
     variance = images.float().div(127.5).var(dim=0, correction=0).mean().item()
     write_json(folder / "samples.json", description | {"pixel_variance": round(variance, 5)})
     y = labels_of(model.denoiser, settings, list(range(len(images))))
-    kinds = 1 if y is None else len(y.unique())
-    columns = math.ceil(math.sqrt(len(images)))
-    if kinds > 1 and len(images) >= kinds:
-        columns = len(images) // kinds
-        images = images[: columns * kinds].unflatten(0, (columns, kinds)).transpose(0, 1)
-        images = images.flatten(0, 1)
-    save_image_grid(folder / "grid.png", images, columns)
+    ordered, columns = rows_by_class(images, y)
+    save_image_grid(folder / "grid.png", ordered, columns or math.ceil(math.sqrt(len(images))))
 
 
 def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> dict:

@@ -25,7 +25,8 @@ from utils import pick_device, progress
 SEVERAL = {
     **TINY,
     "network": {**TINY["network"], "dropout": 0.0},
-    "batch_size": 16,  # ten steps an epoch
+    "batch_size": 8,
+    "accumulate": 2,  # ten steps an epoch
     "flip": True,
     "n_sample": 5,  # an odd number: the shares differ
     "sample_every": 2,

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 import reproduce
 from config import load_config
-from training import Cost
+from cost import Cost
 
 
 def command(tiny_yaml, tmp_path, *more: str) -> list[str]:

@@ -111,6 +111,66 @@ def test_gradients_are_clipped(config):
     assert t.window.sums["grad_norm"] > 1e-2
 
 
+def test_a_step_of_several_batches_is_that_of_one_large_batch(config):
+    values = config.model_dump()
+    values |= {"optim": "SGD", "lrate": 0.1, "flip": True, "cond_drop_prob": 0.5}
+    values["network"] |= {"dropout": 0.0, "augment_dim": 9}
+    values["diffusion"] |= {"augment_prob": 0.5}
+    runs = {}
+    for batch_size, accumulate in ((16, 1), (8, 2), (8, 1)):
+        sizes = {"batch_size": batch_size, "accumulate": accumulate}
+        t = trainer(parse_config({**values, **sizes}))
+        seen = []
+        t.loss.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))
+        for _ in range(3):
+            t.train_step()
+        assert seen == [batch_size] * 3 * accumulate
+        runs[batch_size, accumulate] = t
+    one, several, small = runs.values()
+    assert several.batches.steps_per_epoch == one.batches.steps_per_epoch == 40 // 16
+    start = trainer(parse_config({**values, "batch_size": 16})).denoiser.net.state_dict()
+    for name, weight in one.denoiser.net.state_dict().items():
+        torch.testing.assert_close(several.denoiser.net.state_dict()[name], weight)
+    moved, apart = (
+        max((a - b).abs().max() for a, b in zip(one.denoiser.parameters(), other, strict=True))
+        for other in (start.values(), small.denoiser.parameters())
+    )
+    assert min(moved, apart) > 1e-3  # far above rounding
+    for name in ("loss", "grad_norm", "bucket_images", "bucket_loss"):
+        torch.testing.assert_close(several.window.sums[name], one.window.sums[name])
+
+
+def test_a_step_of_more_images_than_there_are_is_refused(config):
+    config = parse_config({**config.model_dump(), "accumulate": 6})
+    with pytest.raises(UserError, match="batch_size 8 times accumulate 6 is more than the 40"):
+        trainer(config)
+
+
+def test_n_step_ends_the_run_as_an_epoch_does_and_may_be_raised(config):
+    values = {**config.model_dump(), "save_every": 9, "sample_every": 9}
+
+    def run(**changes) -> Trainer:
+        t = trainer(parse_config({**values, **changes}))
+        train.position(t, restart=False)
+        t.run()
+        return t
+
+    folder = run(n_step=7).save_dir  # an epoch has five steps
+    state = checkpoint.load(folder / "ckpts" / "model_1.pth")
+    assert (state["epoch"], state["step"]) == (1, 7)
+    assert checkpoint.saved_epochs(folder) == [1]
+    assert [(line["kind"], line["step"]) for line in metric_lines(folder)] == [
+        ("train", 5), ("train", 7), ("test", 7),
+    ]  # fmt: skip
+    assert (folder / "visual" / "samples_ep1.png").exists()
+    longer, whole = run(n_step=9), trainer(config)
+    for _ in range(9):
+        whole.train_step()
+    assert longer.step == 9
+    for weights in ("net", "ema"):
+        assert_same(longer.state()[weights], whole.state()[weights])
+
+
 def break_loss(t: Trainer):
     real = t.denoiser.loss
     t.denoiser.loss = lambda *args: real(*args) * float("nan")
@@ -157,13 +217,20 @@ def test_the_loss_falls_on_real_digits(tiny_yaml):
     assert len(lines[0]["loss_by_t"]) == 10
     names = {p.name for p in (run / "ckpts").iterdir()}
     assert names == {"model_0.pth", "model_1.pth", "best.pth", "latest.pth"}
-    assert "resume" not in checkpoint.load(run / "ckpts" / "model_1.pth")
-    assert (run / "samples" / "epoch_1.png").exists()
+    state = checkpoint.load(run / "ckpts" / "model_1.pth")
+    assert "resume" not in state
+    norm = math.sqrt(sum(w.square().sum().item() for w in state["net"].values()))
+    assert lines[-2]["param_norm"] == pytest.approx(norm, rel=1e-5)
+    pictures = {path.name for path in (run / "visual").iterdir()}
+    assert pictures == {
+        "samples_ep0.png", "samples_ep1.png", "denoise_trajectory.png", "loss_curve.png",
+        "loss_by_timestep_bucket.png",
+    }  # fmt: skip
     assert list((run / "tensorboard").iterdir())
 
 
 def test_another_config_is_refused_with_the_differences(tiny_yaml, capsys):
-    common = ["--config", str(tiny_yaml), "--device", "cpu"]
+    common = ["--config", str(tiny_yaml), "--device", "cpu", "--sample_every", "9"]
     train.main([*common, "--set", "n_epoch=1"])
     with pytest.raises(SystemExit) as stop:
         train.main([*common, "--set", "lrate=0.5"])
@@ -181,7 +248,7 @@ def test_another_config_is_refused_with_the_differences(tiny_yaml, capsys):
 
 
 def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
-    common = ["--config", str(tiny_yaml), "--device", "cpu"]
+    common = ["--config", str(tiny_yaml), "--device", "cpu", "--sample_every", "9"]
     train.main(common)
     ckpts = Path(load_config(tiny_yaml).save_dir) / "ckpts"
     first = checkpoint.load(ckpts / "model_1.pth")
@@ -234,7 +301,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_yaml, tmp_path, how, monke
     else:
         assert process.returncode == 128 + how
         assert "the same command goes on from there" in error
-    assert checkpoint.load(latest)["epoch"] < 5
+    assert checkpoint.load(latest)["step"] < 6 * 22
     process = run_train(tiny_yaml)
     assert process.wait(timeout=120) == 0, process.stderr.read()
     resumed, resumed_lines = checkpoint.load(latest), metric_lines(run)
@@ -267,11 +334,11 @@ def test_conditions_are_drawn_by_step_and_reach_the_network(config, options, nam
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     t = trainer(parse_config({**values, "batch_size": 40}))
     before = t.denoiser.net.time_emb.get_parameter(f"{weight}.weight").clone()
-    first, again = t._draw_batch()[-1], t._draw_batch()[-1]
+    first, again = t._draw_images()[-1], t._draw_images()[-1]
     assert list(first) == [name]
     assert torch.equal(first[name], again[name])
     t.train_step()
-    assert not torch.equal(first[name], t._draw_batch()[-1][name])
+    assert not torch.equal(first[name], t._draw_images()[-1][name])
     assert not torch.equal(before, t.denoiser.net.time_emb.get_parameter(f"{weight}.weight"))
     if name == "y":
         assert set(first["y"].tolist()) == {-1, 0}
