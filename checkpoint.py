@@ -98,7 +98,7 @@ def _read(path: Path) -> object:
         raise UserError(
             f"{path}: refused: it is not a plain checkpoint and could run code when read"
         ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, zipfile.BadZipFile, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or truncated checkpoint ({reason})") from None
 

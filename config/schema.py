@@ -61,7 +61,7 @@ class EDMDiffusion(Diffusion):
     sigma_max: PositiveFloat = 80.0
     rho: PositiveFloat = 7.0
     S_min: NonNegativeFloat = 0.0  # churn only where S_min <= sigma <= S_max
-    S_max: NonNegativeFloat = float("inf")
+    S_max: NonNegativeFloat | None = None  # None: no bound
     S_noise: PositiveFloat = 1.0
 
     @model_validator(mode="after")

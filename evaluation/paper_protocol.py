@@ -123,7 +123,9 @@ def load_state(path: Path) -> dict | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except (
+        RuntimeError, EOFError, OSError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile,
+    ):  # fmt: skip
         raise UserError(f"{path}: damaged; delete it to fit from the start") from None
 
 

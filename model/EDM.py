@@ -1,5 +1,7 @@
 """EDM (Karras et al. 2022, arXiv 2206.00364): the right column of table 1."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,8 @@ class EDM(Denoiser):
         d = diffusion
         self.sigma_data, self.p_mean, self.p_std = d.sigma_data, d.p_mean, d.p_std
         self.sigma_min, self.sigma_max, self.rho = d.sigma_min, d.sigma_max, d.rho
-        self.churn = {"S_min": d.S_min, "S_max": d.S_max, "S_noise": d.S_noise}
+        S_max = math.inf if d.S_max is None else d.S_max
+        self.churn = {"S_min": d.S_min, "S_max": S_max, "S_noise": d.S_noise}
 
     def sigma(self, t: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)

@@ -49,6 +49,13 @@ def test_truncated(tiny_checkpoint):
             checkpoint.load(tiny_checkpoint)
 
 
+@pytest.mark.parametrize("text", [b"hello", b"no checkpoint at all", b"n_T: 1000\n"])
+def test_a_text_file(tiny_checkpoint, text):
+    tiny_checkpoint.write_bytes(text)
+    with pytest.raises(UserError, match="checkpoint"):
+        checkpoint.load(tiny_checkpoint)
+
+
 class RunsCode:
     def __init__(self, marker):
         self.marker = marker

@@ -177,9 +177,10 @@ def test_a_damaged_state_is_refused(toy, tmp_path):
 
     fit()
     (state,) = tmp_path.glob("*.pth")
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(UserError, match="delete it"):
-        fit()
+    for damaged in (state.read_bytes()[:100], b"hello", b"text"):
+        state.write_bytes(damaged)
+        with pytest.raises(UserError, match="delete it"):
+            fit()
 
 
 # --- features
