@@ -9,6 +9,7 @@ from model.samplers import SAMPLERS
 
 BASELINE = "ddim"  # what the seconds are compared with
 ERROR = "distance to the exact images from the same noise (rms, pixels in [-1, 1])"
+AXIS = "rms distance to the exact images (pixels in [-1, 1])"
 NO_FID = "no FID: --fid adds it, for 5,000 images of each place; it needs pytorch-fid's weights"
 
 Rows = dict[tuple[str, int], dict]  # (sampler, evaluations at most) -> what was measured
@@ -86,5 +87,5 @@ def _plot(path: Path, rows: Rows, title: str) -> None:
     x = sorted({evaluations for line in lines.values() for evaluations in line})
     curves(
         path, x, {name: [line.get(e) for e in x] for name, line in lines.items()}, title,
-        "evaluations of D", ERROR, log_x=True, log_y=True,
+        "evaluations of D", AXIS, log_x=True, log_y=True,
     )  # fmt: skip
