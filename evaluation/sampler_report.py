@@ -8,7 +8,10 @@ from evaluation.tables import as_markdown, as_text, write_text
 from model.samplers import SAMPLERS
 
 BASELINE = "ddim"  # what the seconds are compared with
-ERROR = "distance to the exact images from the same noise (rms, pixels in [-1, 1])"
+ERROR = (
+    "distance to the exact images from the same noise: rms over all pixels, in [-1, 1], in "
+    "brackets the median of the images' own"
+)
 AXIS = "rms distance to the exact images (pixels in [-1, 1])"
 NO_FID = "no FID: --fid adds it, for 5,000 images of each place; it needs pytorch-fid's weights"
 
@@ -19,7 +22,8 @@ def tables(rows: Rows, fid: bool) -> dict[str, list[list[str]]]:
     """Heading -> sampler x evaluations, the first row being the header."""
 
     def error(name: str, evaluations: int) -> str:
-        return f"{rows[name, evaluations]['error']:.3g}"
+        row = rows[name, evaluations]
+        return f"{row['error']:.2g} ({row['median_error']:.2g})"
 
     def ms(name: str, evaluations: int) -> str:
         seconds = rows[name, evaluations]["seconds_per_image"]

@@ -16,6 +16,7 @@ from evaluation.plots import curves
 from evaluation.sampler_errors import (
     Bench,
     evaluations_of,
+    median_rms,
     rms,
     settings_within,
     steps_within,
@@ -110,9 +111,17 @@ def test_the_fastest_of_several_runs_counts(bench, denoiser, tmp_path, monkeypat
     clock = iter([0, 0.4, 10, 10.2, 20, 20.3, 30, 30.4])
     monkeypatch.setattr(evaluation.sampler_errors, "TIMED_S", 1.0)
     monkeypatch.setattr(evaluation.sampler_errors.time, "perf_counter", lambda: next(clock))
-    row = bench.measure(settings_within(denoiser, "ddim", 3, "karras", False), torch.zeros(()))
+    settings = settings_within(denoiser, "ddim", 3, "karras", False)
+    row = bench.measure(settings, torch.zeros(4, 1, 8, 8))
     assert row["seconds_per_image"] == pytest.approx(0.2 / bench.n)
     assert list(clock) == []  # the sum came over a second with the fourth
+
+
+def test_one_image_astray_moves_the_rms_and_not_the_median():
+    difference = torch.full((5, 1, 8, 8), 0.01, dtype=torch.float64)
+    difference[3] = -2.0
+    assert rms(difference) == pytest.approx(math.sqrt((4 * 0.01**2 + 4) / 5))
+    assert median_rms(difference) == pytest.approx(0.01)
 
 
 def test_exact_images_are_kept_and_made_anew_when_damaged(bench, denoiser, tmp_path):
@@ -192,7 +201,9 @@ def test_the_job_writes_a_row_for_every_sampler_and_number(call, capsys, tmp_pat
     header = next(line for line in output.splitlines() if line.startswith("evaluations of D"))
     assert header.split()[-2:] == ["2", "5"]
     markdown = (tmp_path / "run" / "samplers.md").read_text()
-    assert f"| ddim | {at['ddim', 2]['error']:.3g} | {at['ddim', 5]['error']:.3g} |" in markdown
+    assert (
+        f"| ddim | {at['ddim', 2]['error']:.2g} ({at['ddim', 2]['median_error']:.2g}) |" in markdown
+    )
     assert min(Image.open(tmp_path / "run" / "samplers.png").size) > 500
 
 
@@ -264,7 +275,8 @@ def test_fid_is_added_to_rows_that_are_there(call, measured, monkeypatch, tmp_pa
 def test_tables_compare_with_ddim_at_the_same_number():
     def row(seconds, error, fid):
         fid = {"value": fid, "images": 5000}
-        return {"evaluations": 5, "seconds_per_image": seconds, "error": error, "fid": fid}
+        errors = {"error": error, "median_error": error and error / 5}
+        return {"evaluations": 5, "seconds_per_image": seconds, "fid": fid, **errors}
 
     rows = {
         ("ddim", 5): row(0.02, 0.25, 31.416), ("ddim", 10): row(0.04, 0.125, 20),
@@ -272,7 +284,7 @@ def test_tables_compare_with_ddim_at_the_same_number():
     }  # fmt: skip
     found = tables(rows, fid=True)
     assert [rows[1:] for rows in found.values()] == [
-        [["ddim", "0.25", "0.125"]],
+        [["ddim", "0.25 (0.05)", "0.12 (0.025)"]],
         [["ddim", "20.0 (1.00)", "40.0 (1.00)"], ["sde", "30.0 (1.50)", "50.0 (1.25)"]],
         [["ddim", "31.42", "20.00"], ["sde", "40.00", "30.00"]],
     ]
