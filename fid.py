@@ -36,7 +36,13 @@ from evaluation.inception import (
     weights_fingerprint,
 )
 from files import write_json
-from sampling import SamplerSettings, add_sampler_arguments, sample_in_batches, settings_of
+from sampling import (
+    SamplerSettings,
+    add_sampler_arguments,
+    sample_in_batches,
+    sampler_arguments_given,
+    settings_of,
+)
 from utils import log, pick_device
 
 
@@ -59,6 +65,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.samples is not None and args.n is not None:
         raise UserError("--samples scores images that exist, --n draws new ones: give one of them")
+    if args.samples is not None and (given := sampler_arguments_given(args)):
+        raise UserError(f"--samples scores images that exist: leave out {', '.join(given)}")
     if args.samples is None and args.n is None and args.export_reference is None:
         raise UserError("nothing to score: give --samples FOLDER, or --n 5000 to draw images")
     if args.n is not None and args.n < 2:

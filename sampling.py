@@ -73,6 +73,13 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def sampler_arguments_given(args: argparse.Namespace) -> list[str]:
+    """Those of `add_sampler_arguments` that the command line holds, as it would write them."""
+    names = ("sampler", "steps", "eta", "spacing", "guidance", "classes")
+    given = [f"--{name}" for name in names if getattr(args, name) is not None]
+    return given + (["--no_clip"] if args.no_clip else [])
+
+
 def sampler_settings(
     denoiser: Denoiser,
     sampler: str | None = None,

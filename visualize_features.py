@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--timestep", type=int, help="default, without --blockname: the last grid's best cell"
     )
     parser.add_argument("--blockname", help="such as out_2; given together with --timestep")
-    parser.add_argument("--n", type=int, default=2000, help="how many test images")
+    parser.add_argument("--n", "--num_images", type=int, default=2000, help="how many test images")
     parser.add_argument("--batch_size", type=int, default=512, help="changes no feature")
     parser.add_argument("--output_dir", help="default: the run's save_dir")
     args = parser.parse_args(argv)

@@ -336,6 +336,7 @@ def test_the_job_draws_samples_itself(experiment, torch_home, tmp_path, monkeypa
     [
         ([], "nothing to score"), (["--n", "1"], "at least 2"),
         (["--n", "9", "--samples", "x"], "one of them"), (["--samples", "nowhere"], "nowhere"),
+        (["--samples", "x", "--steps", "9", "--no_clip"], "leave out --steps, --no_clip"),
         (["--n", "4"], "no model_<epoch>.pth"), (["--n", "4", "--batch_size", "0"], "1 or more"),
     ],
 )  # fmt: skip
