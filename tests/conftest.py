@@ -13,6 +13,8 @@ from config import Config, parse_config
 from model.models import build_denoiser
 from utils import seed_everything
 
+torch.set_num_threads(1)  # the tensors are tiny: more threads would only wait for each other
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
