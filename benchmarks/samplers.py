@@ -19,6 +19,7 @@ from evaluation.sampler_errors import (
     REFERENCE_SPACING,
     Bench,
     FidScore,
+    clock_of,
     rms,
     settings_within,
 )
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         "dataset": model.config.dataset, "epoch": model.epoch, "weights": model.fingerprint(),
         "seed": model.config.seed, "n": args.n, "batch_size": bench.batch_size,
         "spacing": args.spacing, "clip": args.clip, "reference_steps": args.reference_steps,
-        "use_amp": args.use_amp, "machine": machine(device),
+        "use_amp": args.use_amp, "machine": machine(device), "clock": clock_of(device),
     }  # fmt: skip
     reference = {
         "sampler": REFERENCE, "steps": args.reference_steps, "spacing": REFERENCE_SPACING,
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         f"spacing {args.spacing}", *(["D clipped"] if args.clip else []),
         *(["--use_amp"] if args.use_amp else []), machine(device),
     ])  # fmt: skip
-    written = report(folder, rows, title, reference, fid is not None)
+    written = report(folder, rows, title, clock_of(device), reference, fid is not None)
     print("\nwrote " + ", ".join(map(str, [path, *written])))
     return 0
 

@@ -18,7 +18,7 @@ NO_FID = "no FID: --fid adds it, for 5,000 images of each place; it needs pytorc
 Rows = dict[tuple[str, int], dict]  # (sampler, evaluations at most) -> what was measured
 
 
-def tables(rows: Rows, fid: bool) -> dict[str, list[list[str]]]:
+def tables(rows: Rows, clock: str, fid: bool) -> dict[str, list[list[str]]]:
     """Heading -> sampler x evaluations, the first row being the header."""
 
     def error(name: str, evaluations: int) -> str:
@@ -36,7 +36,9 @@ def tables(rows: Rows, fid: bool) -> dict[str, list[list[str]]]:
     names = list(dict.fromkeys(name for name, _ in rows))
     found = {
         ERROR: _table(rows, [name for name in names if SAMPLERS[name].deterministic], error),
-        f"ms per image, in brackets as a multiple of {BASELINE}": _table(rows, names, ms),
+        f"ms of {clock} per image, in brackets as a multiple of {BASELINE}": _table(
+            rows, names, ms
+        ),
     }
     if fid:
         images = next(iter(rows.values()))["fid"]["images"]
@@ -69,12 +71,15 @@ def closing(rows: Rows, reference: dict, fid: bool) -> list[str]:
     return lines if fid else [*lines, NO_FID]
 
 
-def report(folder: Path, rows: Rows, title: str, reference: dict, fid: bool) -> list[Path]:
+def report(
+    folder: Path, rows: Rows, title: str, clock: str, reference: dict, fid: bool
+) -> list[Path]:
     """Prints the tables and writes samplers.md and samplers.png to `folder`. Returns the paths.
 
-    `reference` says how the exact images were made. Raises UserError if a file cannot be written.
+    `clock` is what the seconds are of, `reference` says how the exact images were made. Raises
+    UserError if a file cannot be written.
     """
-    found, lines = tables(rows, fid), closing(rows, reference, fid)
+    found, lines = tables(rows, clock, fid), closing(rows, reference, fid)
     paths = [folder / "samplers.md", folder / "samplers.png"]
     print(as_text(title, found, lines))
     write_text(paths[0], as_markdown(title, found, lines))
