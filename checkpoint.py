@@ -23,6 +23,7 @@ from foreign_checkpoints import adopted, is_foreign
 from model.denoiser import Denoiser
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser
+from utils import seed_everything
 
 MODEL_KEYS = (
     "model_type",
@@ -170,6 +171,13 @@ def load_denoiser(
         denoiser = RescaledDenoiser(denoiser, *INPUT_SCALES[input_scale])
     denoiser.to(device).eval().requires_grad_(False)
     return TrainedModel(denoiser, config, int(state["epoch"]), Path(path), input_scale)
+
+
+def untrained(config: Config, device: torch.device) -> TrainedModel:
+    """The model with the weights that training begins with, called epoch -1."""
+    seed_everything(config.seed, "init")
+    denoiser = build_denoiser(config).to(device).eval().requires_grad_(False)
+    return TrainedModel(denoiser, config, epoch=-1, path=Path())
 
 
 def _those_in(folder: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import distributed
-from checkpoint import TrainedModel, versions
+from checkpoint import TrainedModel, untrained, versions
 from cli import config_of, dataset_of, job, job_parser, model_of
 from config import Config
 from datasets import Dataset
@@ -32,8 +32,7 @@ from evaluation.plots import curves
 from evaluation.probe import wilson_interval
 from evaluation.supervised import Recipe, comparable
 from files import write_json
-from model.models import build_denoiser
-from utils import pick_device, seed_everything
+from utils import pick_device
 
 ARCHITECTURE = ("model_type", "net_type", "diffusion", "network", "flip")  # and how it is fed
 
@@ -78,8 +77,7 @@ def start_of(args, device: torch.device) -> TrainedModel:
     if not args.scratch:
         return model_of(args, device)
     config = config_of(args) if args.config or not args.ckpt else model_of(args, device).config
-    seed_everything(config.seed, "init")
-    return TrainedModel(build_denoiser(config).to(device), config, epoch=-1, path=Path())
+    return untrained(config, device)
 
 
 def datasets_of(args, config: Config) -> tuple[Dataset, Dataset]:

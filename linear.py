@@ -4,15 +4,14 @@ import argparse
 from pathlib import Path
 
 import distributed
-from checkpoint import TrainedModel, versions
+from checkpoint import untrained, versions
 from cli import config_of, dataset_of, int_list, job, job_parser, model_of
 from config import Config
 from errors import UserError
 from evaluation import epochs, seeds, tables
 from evaluation.features import FeatureSource, network_source, pixel_source
 from evaluation.probe import PROTOCOLS, Probe
-from model.models import build_denoiser
-from utils import log, pick_device, seed_everything
+from utils import log, pick_device
 
 EXCLUDES = {  # an option, those that cannot stand beside it, and why
     "grid": (("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
@@ -107,9 +106,7 @@ def source_of(args, device) -> tuple[FeatureSource, Config, str, dict]:
         facts = {"checkpoint": None, "epoch": None}
         if args.baseline == "pixels":
             return pixel_source(), config, "raw pixels", facts
-        seed_everything(config.seed, "init")
-        denoiser = build_denoiser(config).to(device).eval().requires_grad_(False)
-        model, what = TrainedModel(denoiser, config, epoch=-1, path=Path()), "untrained network"
+        model, what = untrained(config, device), "untrained network"
     source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
     return source, model.config, what, facts
 
