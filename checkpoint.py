@@ -104,6 +104,18 @@ def _read(path: Path) -> object:
         raise UserError(f"{path}: damaged or truncated checkpoint ({reason})") from None
 
 
+def load_state(path: Path) -> dict | None:
+    """The state of an unfinished fit; None if there is none. Raises UserError if it is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except (
+        RuntimeError, EOFError, OSError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile,
+    ):  # fmt: skip
+        raise UserError(f"{path}: damaged; delete it to fit from the start") from None
+
+
 def find(save_dir: str | Path, epoch: int = -1) -> Path:
     """The path of model_<epoch>.pth; -1 is the newest. Raises UserError that lists those there."""
     folder = Path(save_dir) / "ckpts"

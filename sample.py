@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import distributed
+from batches import to_uint8
 from checkpoint import TrainedModel, versions
 from cli import dataset_of, job, job_parser, model_of
 from errors import UserError
@@ -20,9 +21,9 @@ from sampling import (
     add_sampler_arguments,
     default_samples_folder,
     labels_of,
-    run,
     sample_in_batches,
     settings_of,
+    solve,
 )
 from utils import ImageNoise, log, peak_memory_bytes, pick_device
 
@@ -114,7 +115,7 @@ def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Pa
     ends = ImageNoise(config.seed, args.interpolate, config.network.image_shape, device).draw()
     noise = slerp(*ends, torch.linspace(0, 1, args.interp_steps, device=device))
     y = labels_of(model.denoiser, settings, args.interpolate[:1] * args.interp_steps)
-    images = run(model.denoiser, settings, lambda: noise, y, args.use_amp)
+    images = to_uint8(solve(model.denoiser, settings, lambda: noise, y, args.use_amp))
     path = folder / "interpolation_{}_{}.png".format(*args.interpolate)
     if distributed.is_main():
         save_image_grid(path, images.cpu(), args.interp_steps)

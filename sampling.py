@@ -151,18 +151,6 @@ def labels_of(denoiser: Denoiser, settings: SamplerSettings, indices: list[int])
     return torch.tensor(labels, device=next(denoiser.parameters()).device)
 
 
-def run(
-    denoiser: Denoiser,
-    settings: SamplerSettings,
-    noise: NoiseFn,
-    y: Tensor | None = None,
-    use_amp: bool = False,
-    watch: Watcher | None = None,
-) -> Tensor:
-    """The images of `solve`: (N, C, H, W) uint8."""
-    return to_uint8(solve(denoiser, settings, noise, y, use_amp, watch))
-
-
 @torch.no_grad()
 def solve(
     denoiser: Denoiser,
@@ -222,7 +210,7 @@ def sample(
     """
     noise = ImageNoise(seed, indices, image_shape, next(denoiser.parameters()).device)
     y = labels_of(denoiser, settings, indices)
-    return run(denoiser, settings, noise.draw, y, use_amp, watch)
+    return to_uint8(solve(denoiser, settings, noise.draw, y, use_amp, watch))
 
 
 def sample_in_batches(

@@ -1,9 +1,7 @@
 """The reference's recipe for the heads: Adam on augmented images, resumable at any step."""
 
 import math
-import pickle
 import time
-import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import distributed
 from batches import Batches
 from config.schema import Linear
 from datasets import Dataset
-from errors import UserError
 from evaluation.features import Cell, Extractor, short_hash
 from evaluation.heads import Head, HeadBank
 from utils import generator, log, progress
@@ -117,18 +114,6 @@ def _noisy_features(
     return features_of
 
 
-def load_state(path: Path) -> dict | None:
-    """The state of an unfinished fit; None if there is none. Raises UserError if it is damaged."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    except (
-        RuntimeError, EOFError, OSError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile,
-    ):  # fmt: skip
-        raise UserError(f"{path}: damaged; delete it to fit from the start") from None
-
-
 def _save(path: Path, step: int, bank: HeadBank, adam: torch.optim.Adam) -> None:
     state = {"step": step, "bank": bank.state_dict(), "adam": adam.state_dict()}
     if distributed.is_main():
@@ -137,7 +122,7 @@ def _save(path: Path, step: int, bank: HeadBank, adam: torch.optim.Adam) -> None
 
 def _resume(path: Path, bank: HeadBank, adam: torch.optim.Adam) -> int:
     """Puts the saved state into bank and adam. Returns the step to go on at, 0 without one."""
-    state = load_state(path)
+    state = checkpoint.load_state(path)
     if state is None:
         return 0
     bank.load_state_dict(state["bank"])

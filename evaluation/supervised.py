@@ -15,7 +15,7 @@ import distributed
 from batches import Batches
 from datasets import Dataset
 from errors import UserError
-from evaluation.paper_protocol import SAVE_EVERY_S, cosine, crop_padding, load_state
+from evaluation.paper_protocol import SAVE_EVERY_S, cosine, crop_padding
 from files import read_json
 from utils import amp_dtype, autocast, log, progress, redirect_to_bar, seed_everything
 
@@ -172,7 +172,7 @@ class SupervisedTraining:
 
     def _load(self) -> bool:
         """Takes over the saved state; False if there is none."""
-        state = load_state(self.path)
+        state = checkpoint.load_state(self.path)
         if state is None:
             return False
         self.step, self.history = state["step"], state["history"]
