@@ -1,7 +1,7 @@
 """From a denoiser and a sampler's name to images; what sample.py, fid.py and training share."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class SamplerSettings:
     spacing: str | None = None  # a row of samplers.SPACINGS; None: the process's own
     clip: bool = True
     guidance: float | None = None  # None: a network without labels
-    classes: tuple[int, ...] | None = None  # image i is of classes[i % len(classes)]; None: all
+    classes: tuple[int, ...] | None = None  # see class_of; None: all
 
     @property
     def deterministic(self) -> bool:
@@ -147,8 +147,13 @@ def labels_of(denoiser: Denoiser, settings: SamplerSettings, indices: list[int])
     if settings.guidance is None:
         return None
     classes = settings.classes or range(denoiser.classes)
-    labels = [classes[i % len(classes)] for i in indices]
+    labels = [class_of(i, classes) for i in indices]
     return torch.tensor(labels, device=next(denoiser.parameters()).device)
+
+
+def class_of(index: int, classes: Sequence[int]) -> int:
+    """The classes take turns."""
+    return classes[index % len(classes)]
 
 
 @torch.no_grad()

@@ -38,6 +38,11 @@ def rows_by_class(images: Tensor, y: Tensor | None) -> tuple[Tensor, int | None]
     return rows.flatten(0, 1), columns
 
 
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """images: (N, C, H, W) uint8 -> (3, H', W') in rows of `columns`, with white between them."""
+    return make_grid(images, nrow=columns, padding=2, pad_value=255)
+
+
 def save_image_grid(
     path: str | Path, images: Tensor, columns: int, real: Tensor | None = None
 ) -> np.ndarray:
@@ -49,7 +54,7 @@ def save_image_grid(
     if real is not None:
         missing = -len(images) % columns
         rows += [torch.full((missing, *images.shape[1:]), 255, dtype=torch.uint8), real[:columns]]
-    grid = make_grid(torch.cat(rows), nrow=columns, padding=2, pad_value=255)
+    grid = image_grid(torch.cat(rows), columns)
     zoom = max(1, 64 // images.shape[-1])
     grid = grid.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
     save_png(path, grid)

@@ -19,7 +19,7 @@ from config import Config, parse_config
 from datasets import Dataset
 from evaluation.features import FeatureSource, network_source
 from evaluation.probe import wilson_interval
-from evaluation.supervised import Draw, Recipe
+from evaluation.supervised import Draw, Recipe, sgd
 from model.block import TimeEmbedding
 from model.denoiser import Denoiser
 from model.models import build_denoiser
@@ -51,10 +51,7 @@ class NoisyWideResNet(nn.Module):
         return self.net(self.process.c_in(s) * (x0 + s * noise), self.process.c_noise(sigma))
 
     def optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            self.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay,
-            nesterov=True,
-        )  # fmt: skip
+        return sgd(self, recipe)
 
 
 class FeatureClassifier(nn.Module):

@@ -213,6 +213,31 @@ def image_table(path: Path, images: Tensor, column_titles: Sequence[str], title:
     _save(figure, path)
 
 
+def image_grids(
+    path: Path, grids: Sequence[tuple[str, np.ndarray]], row_titles: Sequence[str], title: str
+) -> None:
+    """Titles and grids of images, (3, H, W) uint8, all of one size, side by side; the rows of
+    images in them have `row_titles`. Raises UserError if `path` cannot be written."""
+    height, width = grids[0][1].shape[1:]
+    size = 0.5 * len(row_titles)
+    figure = Figure(
+        figsize=(len(grids) * (size * width / height + 0.2) + 1.2, size + 0.9),
+        layout="constrained",
+    )
+    axes = figure.subplots(1, len(grids), squeeze=False)[0]
+    for ax, (name, grid) in zip(axes, grids, strict=True):
+        ax.imshow(grid.transpose(1, 2, 0), interpolation="nearest")
+        ax.set_title(name, fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    centres = (np.arange(len(row_titles)) + 0.5) * height / len(row_titles)
+    axes[0].set_yticks(centres, row_titles, fontsize=9)
+    axes[0].tick_params(length=0)
+    figure.suptitle(title, fontsize=11)
+    _save(figure, path)
+
+
 def _show_images(figure, images: Tensor, column_titles: Sequence[str]) -> None:
     for (i, j), ax in np.ndenumerate(figure.subplots(*images.shape[:2], squeeze=False)):
         pixels = images[i, j].permute(1, 2, 0).numpy()

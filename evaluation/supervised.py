@@ -43,6 +43,14 @@ class Recipe:
         return cosine(self.lr, step - warm, last - warm)
 
 
+def sgd(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Nesterov momentum 0.9, as WideResNets are trained."""
+    return torch.optim.SGD(
+        module.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )  # fmt: skip
+
+
 class SupervisedTraining:
     """A run: `step` counts optimizer steps done, `history` has one dict per finished epoch,
     `seconds` are those of all calls together.

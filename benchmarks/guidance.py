@@ -1,0 +1,91 @@
+"""How often guided samples are of the class asked for, by a classifier trained on real images.
+
+python sample.py --config config/fashion_mnist.yaml --guidance 3 --n 1000    # and 0, and 1
+python -m benchmarks.guidance --config config/fashion_mnist.yaml FOLDER FOLDER FOLDER
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import distributed
+from checkpoint import versions
+from cli import config_of, dataset_of, job, job_parser
+from errors import UserError
+from evaluation.guidance import (
+    DEPTH,
+    RECIPE,
+    WIDTH,
+    agreement,
+    answers,
+    read_set,
+    report,
+    trained_judge,
+    variation,
+)
+from files import write_json
+from utils import pick_device
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER",
+        help="that sample.py wrote, with pngs/ and samples.json in it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=int, default=RECIPE.epochs, help="of the classifier, on real images"
+    )
+    parser.add_argument("--output_dir", help="default: the run's save_dir")
+    args = parser.parse_args(argv)
+    if args.epochs < 1:
+        raise UserError(f"--epochs {args.epochs}: give at least 1")
+    if distributed.world_size() > 1:
+        raise UserError("benchmarks.guidance is one process: start it without torchrun")
+    return args
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    config, device = config_of(args), pick_device(args.device)
+    folder = Path(args.output_dir or config.save_dir)
+    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    sets = [read_set(path, config.dataset, len(train.class_names)) for path in args.folders]
+    asked = set(sets[0].labels)
+    for other in sets[1:]:
+        if set(other.labels) != asked:
+            raise UserError(f"{other.folder} is of other classes than {sets[0].folder}")
+    recipe = replace(RECIPE, epochs=args.epochs)
+    judge = trained_judge(train, recipe, folder, device, config.seed, config.flip, args.use_amp)
+
+    def row(name: str, images: np.ndarray, labels: np.ndarray) -> dict:
+        found = agreement(answers(judge, images, device, args.use_amp), labels)
+        return {"name": name, "n": len(labels), "variation": variation(images, labels)} | found
+
+    real = np.isin(test.labels, list(asked))
+
+    record = {
+        "dataset": config.dataset,
+        "judge": f"WRN-{DEPTH}-{WIDTH}, {args.epochs} epochs on {len(train):,} images",
+        "train_fingerprint": train.fingerprint(),
+        "seed": config.seed,
+        "use_amp": args.use_amp,
+        "real": row("real test images", test.images[real], test.labels[real]),
+        "sets": [
+            row(found.name, found.images, found.labels)
+            | {"folder": str(found.folder), "samples": found.record}
+            for found in sets
+        ],
+        "versions": versions(),
+    }
+    write_json(folder / "guidance.json", record)
+    print(report(folder, record, sets, train.class_names))
+    print("\nwrote " + ", ".join(str(folder / f"guidance.{end}") for end in ("json", "md", "png")))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
