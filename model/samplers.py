@@ -96,10 +96,11 @@ def dpmpp_2m(D: DenoiseFn, x: Tensor, sigmas: list[float], noise: NoiseFn) -> Te
 
 def ipndm(D: DenoiseFn, x: Tensor, sigmas: list[float], noise: NoiseFn) -> Tensor:
     """iPNDM of order 4 (Zhang and Chen 2023, arXiv 2204.13902): Adams-Bashforth's formulas for
-    equal steps on the slopes dx/dsigma, of lower order until there are four."""
+    equal steps on the slopes dx/dsigma, of lower order until there are four; on other grids of
+    second order. The step that lands on x0 is Euler's."""
     slopes: list[Tensor] = []  # the newest first
     for s, s_next in pairwise(sigmas):
-        slopes = [(x - D(x, x.new_full((len(x),), s))) / s, *slopes[:3]]
+        slopes = [(x - D(x, x.new_full((len(x),), s))) / s, *slopes[: 3 if s_next else 0]]
         weights = ADAMS_BASHFORTH[len(slopes)]
         x = x + (s_next - s) * sum(w * d for w, d in zip(weights, slopes, strict=True))
     return x
@@ -204,7 +205,9 @@ def trailing(denoiser: Denoiser, steps: int) -> list[float]:
 
 def _sigmas_of(denoiser: Denoiser, t: list[int]) -> list[float]:
     if len(t) > denoiser.n_T:
-        raise ValueError(f"{len(t)} steps from {denoiser.n_T} timesteps")
+        raise ValueError(
+            f"there are {denoiser.n_T} timesteps; --spacing karras or log_snr takes any number"
+        )
     device = next(denoiser.parameters()).device
     return [*denoiser.sigma(torch.tensor(t, device=device)).tolist(), 0.0]
 

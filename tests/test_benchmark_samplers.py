@@ -299,7 +299,7 @@ def test_tables_compare_with_ddim_at_the_same_number():
     (("--inception", "x"), "give --fid too"),
     (("--fid", "1"), "--fid 1"),
     (("--fid", "5", "--inception", "nowhere"), "nowhere"),
-    (("--evaluations", "1001", "--spacing", "trailing"), "1001 steps from 1000"),
+    (("--evaluations", "1001", "--spacing", "trailing"), "there are 1000 timesteps"),
     (("--epoch", "7"), "no such checkpoint"),
 ])  # fmt: skip
 def test_mistakes_end_with_code_2_before_anything_is_drawn(call, measured, wrong, message, capsys):
