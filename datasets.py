@@ -80,7 +80,7 @@ def load_dataset(
         read_official = SOURCES[name].read_official
         images, labels, class_names = read_official(Path(data_dir), split, skip_bad_images)
     _check_every_class_has_images(name, split, labels, class_names)
-    _check_classes(name, class_names, config.classes)
+    _check_classes(name, class_names, config)
     return Dataset(name, split, images, labels, class_names)
 
 
@@ -104,10 +104,15 @@ def _checked_shape(name: str, shape: tuple[int, int, int]) -> tuple[int, int, in
     return tuple(shape)
 
 
-def _check_classes(name: str, class_names: list[str], expected: int) -> None:
-    found = len(class_names)
+def _check_classes(name: str, class_names: list[str], config: Config) -> None:
+    found, expected = len(class_names), config.classes
     if found > expected:
         raise UserError(f"{name} has {found} classes, but classes is {expected}: set it to {found}")
+    if found < expected and config.cond_drop_prob:
+        raise UserError(
+            f"{name} has {found} classes here, but classes is {expected}: a class-conditional "
+            f"network (cond_drop_prob) would draw some that it never saw; set it to {found}"
+        )
     if found < expected:
         _note_once(f"{name}: {found} classes here, of the {expected} that the config names")
 

@@ -58,11 +58,11 @@ class RunLog:
             self.board.add_image(name, image, step)
 
     def write_csv(self) -> None:
-        """Writes the lines of kind "train" to metrics.csv, beside metrics.jsonl: a column per
-        value, empty where there is none."""
+        """Writes metrics.csv, the lines of metrics.jsonl with a column per value, empty where
+        there is none."""
         if not self.writes:
             return
-        rows = [flat(line) for line in self.lines() if line.pop("kind") == "train"]
+        rows = [flat(line) for line in self.lines()]
         columns = list(dict.fromkeys(name for row in rows for name in row))
         with (
             replacing(self.path.with_suffix(".csv")) as temporary,

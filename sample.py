@@ -75,20 +75,21 @@ def main(argv: list[str] | None = None) -> int:
         interpolate(model, settings, args, folder)
         return 0
     description = describe(model, settings, args.use_amp)
-    drawn_before = earlier_set(folder, description)
+    earlier = earlier_set(folder, description)
     missing = [i for i in range(args.n) if not png(folder, i).exists()]
     distributed.barrier()  # every rank has looked before one can write
     seconds = draw(model, settings, missing, args, folder, description)
-    description |= {
-        "n": max(args.n, drawn_before),
-        "device": str(device),
-        "drawn_in_last_call": len(missing),
-        "seconds": round(seconds, 2),
-        "images_per_s": round(len(missing) / seconds, 2) if missing else None,
-        "ms_per_image": round(1000 * seconds / len(missing), 2) if missing else None,
-        "peak_memory_mb": round(peak_memory_bytes(device) / 1e6),
-        "versions": versions(),
-    }
+    description = earlier | description | {"n": max(args.n, earlier.get("n", 0))}
+    if missing:
+        description |= {
+            "device": str(device),
+            "drawn_in_last_call": len(missing),
+            "seconds": round(seconds, 2),
+            "images_per_s": round(len(missing) / seconds, 2),
+            "ms_per_image": round(1000 * seconds / len(missing), 2),
+            "peak_memory_mb": round(peak_memory_bytes(device) / 1e6),
+            "versions": versions(),
+        }
     if distributed.is_main():
         finish(folder, args.n, description, settings, model)
     more_pictures(folder, args, model, settings)
@@ -111,6 +112,8 @@ def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Pa
     """One strip of images, between two starting noises on their great circle."""
     if not settings.deterministic:
         raise UserError(f"--interpolate needs a deterministic sampler, not {settings.tag()}")
+    if settings.guidance and len(settings.classes or ()) != 1:
+        raise UserError("--interpolate: name the one class of both ends, as in --classes 3")
     config, device = model.config, next(model.denoiser.parameters()).device
     ends = ImageNoise(config.seed, args.interpolate, config.network.image_shape, device).draw()
     noise = slerp(*ends, torch.linspace(0, 1, args.interp_steps, device=device))

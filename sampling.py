@@ -1,6 +1,7 @@
 """From a denoiser and a sampler's name to images; what sample.py, fid.py and training share."""
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--classes", type=int_list, metavar="C,C",
-        help="of a class-conditional network, one after the other (default: all)",
+        help="of a class-conditional network: image i is of the (i mod k)-th of these k (default: "
+        "all)",
     )  # fmt: skip
 
 
@@ -122,6 +124,10 @@ def _checked_labels(denoiser: Denoiser, guidance: float | None, classes: list[in
     for label in classes or []:
         if not 0 <= label < denoiser.classes:
             raise UserError(f"--classes {label}: give 0 to {denoiser.classes - 1}")
+    if len(set(classes or [])) < len(classes or []):
+        raise UserError(f"--classes {','.join(map(str, classes))}: name each class once")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise UserError(f"--guidance {guidance}: give 0 or more")
     return 1.0 if guidance is None else guidance, tuple(classes) if classes else None
 
 
@@ -144,11 +150,18 @@ def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
 
 def labels_of(denoiser: Denoiser, settings: SamplerSettings, indices: list[int]) -> Tensor | None:
     """The classes of the images with these indices, (N,), or None without labels."""
-    if settings.guidance is None:
+    classes = classes_of(denoiser, settings)
+    if classes is None:
         return None
-    classes = settings.classes or range(denoiser.classes)
     labels = [class_of(i, classes) for i in indices]
     return torch.tensor(labels, device=next(denoiser.parameters()).device)
+
+
+def classes_of(denoiser: Denoiser, settings: SamplerSettings) -> list[int] | None:
+    """Those that the images are of, in turn, or None without labels."""
+    if settings.guidance is None:
+        return None
+    return list(settings.classes or range(denoiser.classes))
 
 
 def class_of(index: int, classes: Sequence[int]) -> int:

@@ -4,11 +4,15 @@ import argparse
 import itertools
 from pathlib import Path
 
+import torch
+
 import checkpoint
 import distributed
 from cli import config_of, dataset_of, job, job_parser
 from config import Config
 from cost import measure_cost
+from model.DDPM import alpha
+from model.denoiser import Denoiser
 from training import Trainer
 from utils import log, pick_device
 
@@ -43,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
     trainer = Trainer(config, train, test, device, args.use_amp)
+    note_what_is_left(trainer.denoiser)
     if args.dry_run:
         print_cost(trainer)
         return 0
@@ -65,6 +70,18 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + trainer.stop_signal
     log.info("done: checkpoints, pictures and metrics are in %s", config.save_dir)
     return 0
+
+
+def note_what_is_left(process: Denoiser) -> None:
+    """Says so where the last noise level leaves more than 1 % of the image's variance."""
+    _, high = process.sigma_range
+    signal = alpha(torch.tensor(high)).item() ** 2
+    if signal > 0.01:
+        log.warning(
+            "the last noise level leaves %.0f %% of the image's variance, but samplers start from "
+            "pure noise: raise diffusion.betas (with fewer timesteps, in proportion), or take "
+            "diffusion.schedule=cosine", 100 * signal,
+        )  # fmt: skip
 
 
 def position(trainer: Trainer, restart: bool) -> None:

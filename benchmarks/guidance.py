@@ -1,6 +1,6 @@
 """How often guided samples are of the class asked for, by a classifier trained on real images.
 
-python sample.py --config config/fashion_mnist.yaml --guidance 3 --n 1000    # and 0, and 1
+python sample.py --ckpt output_fashion_mnist/ckpts/model_4.pth --guidance 3 --n 1000  # and 0, 1
 python -m benchmarks.guidance --config config/fashion_mnist.yaml FOLDER FOLDER FOLDER
 """
 
@@ -18,6 +18,7 @@ from evaluation.guidance import (
     DEPTH,
     RECIPE,
     WIDTH,
+    SampleSet,
     agreement,
     answers,
     read_set,
@@ -53,11 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     config, device = config_of(args), pick_device(args.device)
     folder = Path(args.output_dir or config.save_dir)
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
-    sets = [read_set(path, config.dataset, len(train.class_names)) for path in args.folders]
-    asked = set(sets[0].labels)
+    sets = [read_set(path, config.dataset) for path in args.folders]
     for other in sets[1:]:
-        if set(other.labels) != asked:
-            raise UserError(f"{other.folder} is of other classes than {sets[0].folder}")
+        refuse_other(sets[0], other)
     recipe = replace(RECIPE, epochs=args.epochs)
     judge = trained_judge(train, recipe, folder, device, config.seed, config.flip, args.use_amp)
 
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         found = agreement(answers(judge, images, device, args.use_amp), labels)
         return {"name": name, "n": len(labels), "variation": variation(images, labels)} | found
 
-    real = np.isin(test.labels, list(asked))
+    real = np.isin(test.labels, sets[0].record["classes"])
 
     record = {
         "dataset": config.dataset,
@@ -85,6 +84,17 @@ def main(argv: list[str] | None = None) -> int:
     print(report(folder, record, sets, train.class_names))
     print("\nwrote " + ", ".join(str(folder / f"guidance.{end}") for end in ("json", "md", "png")))
     return 0
+
+
+def refuse_other(first: SampleSet, other: SampleSet) -> None:
+    """Raises UserError if something else than the guidance tells these sets apart."""
+    keys = ("weights", "classes", "sampler", "steps", "eta", "spacing", "clip", "seed")
+    different = [key for key in keys if first.record[key] != other.record[key]]
+    if different:
+        raise UserError(
+            f"{other.folder} differs from {first.folder} in {', '.join(different)}: draw both "
+            "alike but for --guidance"
+        )
 
 
 if __name__ == "__main__":

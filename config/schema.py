@@ -137,7 +137,7 @@ class Config(Section):
     lrate: PositiveFloat = 1e-4
     warm_epoch: NonNegativeInt = 13
     load_epoch: int = Field(-1, ge=-1)  # start from model_<load_epoch>.pth; -1: do not
-    cond_drop_prob: float = Field(0.0, ge=0, le=1)  # label dropout; above 0: class-conditional
+    cond_drop_prob: float = Field(0.0, ge=0, lt=1)  # label dropout; above 0: class-conditional
     flip: bool = True
     ema: float = Field(0.9999, ge=0, lt=1)
     grad_clip: PositiveFloat = 1.0

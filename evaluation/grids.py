@@ -28,11 +28,12 @@ def load_png(path: str | Path) -> Tensor:
 def rows_by_class(images: Tensor, y: Tensor | None) -> tuple[Tensor, int | None]:
     """`images`, (N, C, H, W), in an order and a number of columns that give each class a row.
 
-    y: (N,), the classes in turn; None, or too many for the images: as they are, and no number.
+    y: (N,), different classes in turn; None, or fewer than two images of each: as they are, and
+    no number.
     """
     kinds = 1 if y is None else len(y.unique())
     columns = len(images) // kinds
-    if kinds == 1 or not columns:
+    if kinds == 1 or columns < 2:
         return images, None
     rows = images[: columns * kinds].unflatten(0, (columns, kinds)).transpose(0, 1)
     return rows.flatten(0, 1), columns

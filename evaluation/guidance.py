@@ -81,7 +81,7 @@ class SampleSet:
         return f"guidance {self.record['guidance']:g}"
 
 
-def read_set(folder: Path, dataset: str, n_classes: int) -> SampleSet:
+def read_set(folder: Path, dataset: str) -> SampleSet:
     """Raises UserError if it is not a whole set of a class-conditional network of that dataset."""
     path = folder / "samples.json"
     if not path.exists():
@@ -97,8 +97,7 @@ def read_set(folder: Path, dataset: str, n_classes: int) -> SampleSet:
     for file in files:
         if not file.exists():
             raise UserError(f"{file}: no such file; run the same sample.py again, it goes on")
-    classes = record["classes"] or range(n_classes)
-    labels = np.array([class_of(i, classes) for i in range(record["n"])])
+    labels = np.array([class_of(i, record["classes"]) for i in range(record["n"])])
     return SampleSet(folder, record, np.stack([load_png(file) for file in files]), labels)
 
 
@@ -154,7 +153,7 @@ def _share(row: dict) -> str:
 
 def _picture(path: Path, record: dict, sets: Sequence[SampleSet], class_names: list[str]) -> None:
     """The first images of each set, a row per class."""
-    kinds = np.unique(sets[0].labels)
+    kinds = sets[0].record["classes"]
     grids = []
     for found, row in zip(sets, record["sets"], strict=True):
         n = len(kinds) * SHOWN

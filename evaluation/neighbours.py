@@ -21,12 +21,13 @@ NEAREST = 4
 CHUNK = 4096  # training images compared at once
 
 
-def nearest(samples: Tensor, train: Iterable[Tensor], k: int = NEAREST) -> tuple[Tensor, Tensor]:
-    """samples: (M, D), train: parts (n, D) of all rows -> the k smallest Euclidean distances and
-    the rows that have them, (M, k) each."""
+def nearest(views: Tensor, train: Iterable[Tensor], k: int = NEAREST) -> tuple[Tensor, Tensor]:
+    """views: (V, M, D), train: parts (n, D) of all rows -> the k smallest Euclidean distances of
+    the nearer view and the rows that have them, (M, k) each."""
     distances, rows, start = [], [], 0
     for part in train:
-        apart = torch.cdist(samples, part, compute_mode="donot_use_mm_for_euclid_dist")  # exact
+        apart = torch.cdist(views, part, compute_mode="donot_use_mm_for_euclid_dist")  # exact
+        apart = apart.amin(dim=0)
         d, i = apart.topk(min(k, len(part)), largest=False)
         distances.append(d)
         rows.append(i + start)
@@ -41,7 +42,8 @@ def save_neighbours(
     """Shows each of samples, (M, C, H, W) uint8, beside its nearest images of `train`, in pixels
     and in the features of the best block; the same as JSON, with the distances.
 
-    The block is that of the last grid in the run's folder, else the config's.
+    The block is that of the last grid in the run's folder, else the config's. Where training
+    flips images, a mirrored sample counts as the sample.
     """
     config = model.config
     try:
@@ -50,10 +52,14 @@ def save_neighbours(
         t, block = config.linear.timestep, config.linear.blockname
     device = next(model.denoiser.parameters()).device
     source = network_source(model.denoiser, model.fingerprint(), use_amp)
+    source.check([t], [block])
     kept = Extractor(source, device, config.seed, folder=Path(config.save_dir) / "features")
+    views = torch.stack([samples, samples.flip(-1)] if config.flip else [samples])
+    n_views, n = views.shape[:2]
     drawn = Dataset(
-        train.name, "samples", samples.numpy(), np.zeros(len(samples), np.int64), train.class_names
-    )
+        train.name, "samples", views.flatten(0, 1).numpy(), np.zeros(n_views * n, np.int64),
+        train.class_names,
+    )  # fmt: skip
     features = {
         "train": kept(train, [t], [block])[t, block],
         "samples": Extractor(source, device, config.seed)(drawn, [t], [block])[t, block],
@@ -64,8 +70,8 @@ def save_neighbours(
     images = torch.from_numpy(np.array(train.images))
     pixels = (to_model_range(part).flatten(1) for part in images.split(CHUNK))
     found = {
-        "pixels": nearest(to_model_range(samples).flatten(1), pixels),
-        "features": nearest(unit["samples"], unit["train"].split(CHUNK)),
+        "pixels": nearest(to_model_range(views).flatten(2), pixels),
+        "features": nearest(unit["samples"].unflatten(0, (n_views, n)), unit["train"].split(CHUNK)),
     }
     columns = [samples[:, None], *(images[rows] for _, rows in found.values())]
     titles = ["sample", *(f"{name} {i + 1}" for name in found for i in range(NEAREST))]

@@ -1,6 +1,5 @@
 """A folder of samples: pngs/<i>.png, grid.png, and samples.json, which says what made them."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import torch
 from checkpoint import TrainedModel
 from errors import UserError
 from evaluation.grids import load_png, rows_by_class, save_image_grid
-from files import write_json
-from sampling import SamplerSettings, labels_of
+from files import read_json, write_json
+from sampling import SamplerSettings, classes_of, labels_of
 
 GRID_IMAGES = 100  # at most so many in grid.png
 
@@ -41,13 +40,13 @@ def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> d
         "spacing": settings.spacing,
         "clip": settings.clip,
         "guidance": settings.guidance,
-        "classes": settings.classes and list(settings.classes),
+        "classes": classes_of(model.denoiser, settings),
         "use_amp": use_amp,
     }
 
 
-def earlier_set(folder: Path, description: dict) -> int:
-    """How many images an earlier call was to draw. Raises UserError if it drew others."""
+def earlier_set(folder: Path, description: dict) -> dict:
+    """The samples.json of an earlier call, {} if none. Raises UserError if it drew other images."""
     path = folder / "samples.json"
     if not path.exists():
         if any((folder / "pngs").glob("*.png")):
@@ -55,8 +54,8 @@ def earlier_set(folder: Path, description: dict) -> int:
                 f"{folder}/pngs holds images but no samples.json says what made them: "
                 "move them away, or choose another --output_dir"
             )
-        return 0
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+        return {}
+    earlier = read_json(path)
     differences = [
         f"  {key}: {value}, not {earlier.get(key)}"
         for key, value in description.items()
@@ -68,7 +67,7 @@ def earlier_set(folder: Path, description: dict) -> int:
             + "\n".join(differences)
             + "\nmove them away, or choose another --output_dir"
         )
-    return earlier["n"]
+    return earlier
 
 
 def png(folder: Path, index: int) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import datasets
 import image_files
+from config import parse_config
 from datasets import load_dataset
 from errors import UserError
 from utils import log
@@ -265,3 +266,11 @@ def test_more_classes_are_an_error_and_fewer_a_note(tree, messages):
     for split in ("train", "test", "train"):
         load_dataset(config_for("folder", (3, 8, 8), 5), tree, split)
     assert messages == ["folder: 2 classes here, of the 5 that the config names"]
+
+
+def test_a_class_conditional_network_needs_the_true_number_of_classes(tree):
+    config = parse_config(
+        {**config_for("folder", (3, 8, 8), 5).model_dump(), "cond_drop_prob": 0.1}
+    )
+    with pytest.raises(UserError, match=r"has 2 classes here.*set it to 2"):
+        load_dataset(config, tree, "train")

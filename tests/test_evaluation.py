@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from config import parse_config
 from datasets import Dataset
 from evaluation.denoising import held_out_loss
 from evaluation.grids import load_png, save_image_grid, save_png
@@ -25,6 +26,18 @@ def test_the_held_out_loss_never_changes_and_is_1_for_a_network_of_zeros(tiny_co
     torch.manual_seed(2)
     assert held_out_loss(denoiser, data, CPU) == first
     assert first == pytest.approx(1, abs=0.03)  # 19,200 squared normals: standard error 0.01
+
+
+def test_the_held_out_loss_of_a_class_conditional_network_depends_on_the_labels(tiny_config):
+    config = parse_config({**tiny_config.model_dump(), "cond_drop_prob": 0.1})
+    torch.manual_seed(0)
+    denoiser = build_denoiser(config).eval()
+    images = np.random.default_rng(0).integers(0, 256, (10, 1, 8, 8), dtype=np.uint8)
+    losses = {
+        held_out_loss(denoiser, Dataset("digits", "test", images, np.full(10, y), ["0"]), CPU)
+        for y in (0, 1, 2)
+    }
+    assert len(losses) == 3
 
 
 def test_a_grid_shows_every_image_and_the_real_ones_last(tmp_path):

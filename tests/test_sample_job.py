@@ -61,7 +61,12 @@ def test_an_interrupted_set_is_continued(call, folder):
     again = pixels(folder)
     assert all(np.abs(again[name] - image).max() <= 1 for name, image in whole.items())
     assert (folder / "pngs" / "0.png").stat().st_mtime_ns == stamp
-    assert json.loads((folder / "samples.json").read_text())["drawn_in_last_call"] == 2
+    facts = json.loads((folder / "samples.json").read_text())
+    assert facts["drawn_in_last_call"] == 2
+    (folder / "grid.png").unlink()
+    call()  # draws none: the times of those that did stay
+    assert json.loads((folder / "samples.json").read_text()) == facts
+    assert (folder / "grid.png").exists()
 
 
 def test_more_images_extend_a_set(call, folder):

@@ -75,17 +75,45 @@ def test_what_cannot_be_is_refused(call, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_grid_has_a_row_for_each_class(tiny_config, conditional, tmp_path):
+@pytest.fixture
+def call_conditional(tiny_config, conditional, tmp_path):
     config = {**tiny_config.model_dump(mode="json"), "cond_drop_prob": 0.1}
     weights = conditional.net.state_dict()
     path = tmp_path / "conditional.pth"
     state = {"config": config, "net": weights, "ema": weights, "epoch": 0, "step": 1}
     checkpoint.save(path, {**state, "metrics": {}, "versions": {}})
-    out = tmp_path / "out"
-    assert sample.main([
-        "--ckpt", str(path), "--device", "cpu", "--steps", "2", "--n", "6",
-        "--classes", "0,3,5", "--guidance", "2", "--output_dir", str(out),
-    ]) == 0  # fmt: skip
+
+    def call(*more: str) -> Path:
+        assert sample.main([
+            "--ckpt", str(path), "--device", "cpu", "--steps", "2", "--n", "6",
+            "--output_dir", str(tmp_path / "out"), *more,
+        ]) == 0  # fmt: skip
+        return tmp_path / "out"
+
+    return call
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--classes", "3,5,3"), "name each class once"),
+    (("--classes", "10"), "give 0 to 9"),
+    (("--guidance", "nan"), "give 0 or more"),
+    (("--guidance", "-1"), "give 0 or more"),
+    (("--interpolate", "0", "1"), "name the one class"),
+])  # fmt: skip
+def test_labels_that_cannot_be_are_refused(call_conditional, capsys, options, message):
+    with pytest.raises(SystemExit) as end:
+        call_conditional(*options)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_all_classes_are_named_in_samples_json(call_conditional):
+    facts = json.loads((call_conditional() / "samples.json").read_text())
+    assert facts["classes"] == list(range(10))
+
+
+def test_a_grid_has_a_row_for_each_class(call_conditional):
+    out = call_conditional("--classes", "0,3,5", "--guidance", "2")
     facts = json.loads((out / "samples.json").read_text())
     assert (facts["guidance"], facts["classes"]) == (2.0, [0, 3, 5])
     grid = np.array(Image.open(out / "grid.png"))[..., 0]
@@ -133,11 +161,14 @@ def test_slerp_keeps_the_length_of_noise():
 def test_nearest_finds_the_rows_whatever_the_parts():
     train = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     samples = train[[7, 31]] + 1e-3
-    d, rows = nearest(samples, train.split(8), k=3)
+    d, rows = nearest(samples[None], train.split(8), k=3)
     assert rows[:, 0].tolist() == [7, 31]
     expected, order = (samples[:, None] - train).norm(dim=2).sort()
     torch.testing.assert_close(d, expected[:, :3])
     assert torch.equal(rows, order[:, :3])
+    d, rows = nearest(torch.stack([samples + 9, samples]), train.split(8), k=1)  # the nearer view
+    torch.testing.assert_close(d, expected[:, :1])
+    assert torch.equal(rows, order[:, :1])
 
 
 def test_a_copy_of_a_training_image_is_its_own_neighbour(tiny_config, tiny_checkpoint, tmp_path):
@@ -148,3 +179,15 @@ def test_a_copy_of_a_training_image_is_its_own_neighbour(tiny_config, tiny_check
     found = json.loads((tmp_path / "neighbours.json").read_text())
     assert [rows[0] for rows in found["pixels"]["indices"]] == [5, 90]
     assert found["pixels"]["distances"][0][0] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_mirrored_copy_is_found_where_training_flips(tiny_config, tmp_path, flip):
+    config = parse_config({**tiny_config.model_dump(), "flip": flip})
+    train = load_dataset(config, tmp_path, "train")
+    model = checkpoint.untrained(config, torch.device("cpu"))
+    mirrored = torch.from_numpy(np.array(train.images[[5, 90]])).flip(-1)
+    save_neighbours(tmp_path / "neighbours.png", mirrored, train, model, use_amp=False)
+    pixels = json.loads((tmp_path / "neighbours.json").read_text())["pixels"]
+    assert ([rows[0] for rows in pixels["indices"]] == [5, 90]) == flip
+    assert (pixels["distances"][0][0] < 1e-5) == flip

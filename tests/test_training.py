@@ -20,6 +20,7 @@ import train
 from config import load_config, parse_config
 from datasets import Dataset
 from errors import UserError
+from model.models import build_denoiser
 from training import Trainer, learning_rate
 
 CPU = torch.device("cpu")
@@ -267,6 +268,18 @@ def test_dry_run_writes_nothing(tiny_yaml, capsys):
     for word in ("parameters", "GFLOPs", "memory", "images/s", "time expected"):
         assert word in printed
     assert not Path(load_config(tiny_yaml).save_dir).exists()
+
+
+@pytest.mark.parametrize(("options", "noted"), [
+    (("--timesteps", "100"), True), (("--timesteps", "1000"), False),
+    (("--timesteps", "100", "--set", "diffusion.schedule=cosine"), False),
+    (("--timesteps", "100", "--set", "diffusion.betas=[1e-3,0.2]"), False),
+])  # fmt: skip
+def test_a_schedule_that_ends_before_the_noise_covers_the_image_is_noted(options, noted, caplog):
+    config = load_config("config/digits.yaml", train.parse_args(list(options)).overrides)
+    with caplog.at_level("WARNING"):
+        train.note_what_is_left(build_denoiser(config))
+    assert ("leaves 36 % of the image's variance" in caplog.text) == noted
 
 
 def run_train(tiny_yaml, **options):

@@ -37,9 +37,11 @@ def test_the_table_has_a_column_per_value_and_the_lines_of_the_whole_run(tmp_pat
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     common = {"loss_by_t_0": "1.0", "loss_by_t_1": "", "param_norm": ""}
-    assert rows[0] == {"step": "5", "loss": "0.5", **common}
-    assert rows[1] == {
-        "step": "9", "loss": "", "loss_by_t_0": "2.0", "loss_by_t_1": "3.0", "param_norm": "7.0",
+    assert rows[0] == {"kind": "train", "step": "5", "loss": "0.5", **common}
+    assert rows[1] == {"kind": "test", "step": "5", "loss": "0.4", **common, "loss_by_t_0": ""}
+    assert rows[2] == {
+        "kind": "train", "step": "9", "loss": "", "loss_by_t_0": "2.0", "loss_by_t_1": "3.0",
+        "param_norm": "7.0",
     }  # fmt: skip
     assert [json.loads(line)["step"] for line in log.path.open()] == [5, 5, 9]
 
