@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 
 from config import load_config
@@ -41,3 +42,13 @@ def test_parameters_and_recipe(name):
     assert (config.warm_epoch, config.ema, config.network.dropout) == (
         (13, 0.9999, 0.1) if name.startswith("DDPM") else (200, 0.9993, 0.13)
     )
+
+
+def test_the_example_for_ones_own_images_shows_every_setting_and_explains_every_line():
+    text = (ROOT / "config" / "folder.yaml").read_text()
+    shown, known = yaml.safe_load(text), load_config(ROOT / "config" / "folder.yaml").model_dump()
+    assert shown.keys() == known.keys()
+    for section in ("diffusion", "network", "linear"):
+        assert shown[section].keys() == known[section].keys()
+    bare = [line for line in text.splitlines() if line and "#" not in line]
+    assert all(line.endswith(":") for line in bare), bare
