@@ -11,6 +11,7 @@ import distributed
 from cli import config_of, dataset_of, job, job_parser
 from config import Config
 from cost import measure_cost
+from errors import UserError
 from model.DDPM import alpha
 from model.denoiser import Denoiser
 from training import Trainer
@@ -44,6 +45,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = config_of(args)
+    if args.epochs and config.n_step:
+        raise UserError(f"--epochs: this run ends by steps, n_step is {config.n_step}")
     device = pick_device(args.device)
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
     trainer = Trainer(config, train, test, device, args.use_amp)

@@ -282,6 +282,12 @@ def test_a_schedule_that_ends_before_the_noise_covers_the_image_is_noted(options
     assert ("leaves 36 % of the image's variance" in caplog.text) == noted
 
 
+def test_epochs_are_refused_where_steps_end_the_run(tiny_yaml, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--config", str(tiny_yaml), "--epochs", "3", "--set", "n_step=5"])
+    assert "n_step is 5" in capsys.readouterr().err
+
+
 def run_train(tiny_yaml, **options):
     return subprocess.Popen(
         [sys.executable, "train.py", "--config", str(tiny_yaml), "--device", "cpu",
