@@ -6,6 +6,7 @@ import functools
 import os
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -18,6 +19,10 @@ from errors import UserError
 from model.input_scale import INPUT_SCALES
 from utils import setup_logging
 
+ALWAYS_EXCLUDED = (
+    ("config", ("dataset",), "either names a config"),
+    ("ckpt", ("epoch",), "either names the checkpoint"),
+)
 OUT_OF_MEMORY = (
     "the GPU ran out of memory: lower batch_size (--set batch_size=..., --batch_size in "
     "sampling and probing), add --use_amp, or use --device cpu"
@@ -72,12 +77,39 @@ def only_main_prints():
         yield
 
 
-def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentParser:
-    """A parser with the arguments that every job takes.
+class JobParser(argparse.ArgumentParser):
+    """Raises UserError for options that are given together and exclude each other.
+
+    excludes: rows of an option ("grid") or one with its value ("backbone wrn"), the options that
+    cannot stand beside it, and why.
+    """
+
+    def __init__(self, description: str, excludes: Collection[tuple[str, Collection[str], str]]):
+        super().__init__(description=description, formatter_class=HelpFormatter)
+        self.excludes = excludes
+
+    def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
+        args = super().parse_args(args, namespace)
+        given = {k: v for k, v in vars(args).items() if v != self.get_default(k)}
+        for one, others, why in self.excludes:
+            option, _, value = one.partition(" ")
+            if option in given and value in ("", given[option]):
+                for other in others:
+                    if other in given:
+                        raise UserError(f"--{one} and --{other} exclude each other: {why}")
+        return args
+
+
+def job_parser(
+    description: str,
+    checkpoint: bool = True,
+    excludes: Collection[tuple[str, Collection[str], str]] = (),
+) -> argparse.ArgumentParser:
+    """A parser with the arguments that every job takes; `excludes` as in `JobParser`.
 
     `checkpoint` adds --epoch and --ckpt: the job reads a trained model.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    parser = JobParser(description, (*ALWAYS_EXCLUDED, *excludes))
     parser.add_argument(
         "--config", metavar="YAML", help="the experiment, such as config/DDPM_ddpm.yaml"
     )
@@ -113,7 +145,20 @@ def job_parser(description: str, checkpoint: bool = True) -> argparse.ArgumentPa
 
 def int_list(text: str) -> list[int]:
     """The argument type of 1,2,3."""
-    return [int(part) for part in text.split(",")]
+    return _numbers(int, text)
+
+
+def float_list(text: str) -> list[float]:
+    """The argument type of 0.1,2,3."""
+    return _numbers(float, text)
+
+
+def _numbers(kind: type, text: str) -> list:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise argparse.ArgumentTypeError(f"'{text}': expected {what}, as in 1,2,3") from None
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
@@ -121,15 +166,23 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
     return args.overrides + ([f"seed={args.seed}"] if args.seed is not None else [])
 
 
-def config_of(args: argparse.Namespace) -> Config:
-    """The config that the command line names. Raises UserError."""
-    if args.config and args.dataset:
-        raise UserError("--config and --dataset both name a config: give one of them")
+def config_path(args: argparse.Namespace) -> Path:
+    """The YAML that the command line names. Raises UserError."""
     if args.dataset:
-        args.config = config_for(args.dataset)
+        return config_for(args.dataset)
     if args.config is None:
         raise UserError("no config: give --config config/DDPM_ddpm.yaml, or another one")
-    return load_config(args.config, overrides_of(args))
+    return Path(args.config)
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config that the command line names. Raises UserError."""
+    return load_config(config_path(args), overrides_of(args))
+
+
+def config_or_that_of_ckpt(args: argparse.Namespace, device: torch.device) -> Config:
+    """The config that the command line names, which --ckpt alone does too. Raises UserError."""
+    return config_of(args) if args.ckpt is None else model_of(args, device).config
 
 
 def config_for(dataset: str) -> Path:
@@ -157,6 +210,6 @@ def model_of(args: argparse.Namespace, device: torch.device) -> TrainedModel:
         config = config_of(args)
         path = find(config.save_dir, args.epoch)
     else:
-        config = None if args.config is None else config_of(args)
+        config = config_of(args) if args.config or args.dataset else None
         path = Path(args.ckpt)
     return load_denoiser(path, device, config, overrides_of(args), args.input_scale)

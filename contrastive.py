@@ -18,9 +18,13 @@ from evaluation.features import network_source
 from files import write_json
 from utils import generator, log, pick_device
 
+EXCLUDES = tuple(
+    (one, ("epoch_interval",), f"--{one} is one checkpoint") for one in ("epoch", "ckpt")
+)
+
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.set_defaults(epoch=None)  # all that --epoch_interval chooses
     parser.add_argument(
         "--epoch_interval", type=int, default=1, metavar="N",

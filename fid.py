@@ -14,8 +14,7 @@ import torch
 
 import distributed
 from checkpoint import TrainedModel
-from cli import config_of, dataset_of, job, job_parser, model_of
-from config import Config
+from cli import config_or_that_of_ckpt, dataset_of, job, job_parser, model_of
 from datasets import Dataset
 from errors import UserError
 from evaluation.frechet import (
@@ -45,9 +44,13 @@ from sampling import (
 )
 from utils import log, pick_device
 
+EXCLUDES = (("samples", ("n", "epoch", "input_scale"), "the images are there already"),)
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser("Scores samples against all training images: FID, and KID with --kid.")
+    parser = job_parser(
+        "Scores samples against all training images: FID, and KID with --kid.", excludes=EXCLUDES
+    )
     parser.add_argument("--samples", metavar="PATH", help="a folder of images, or an .npz of uint8")
     parser.add_argument(
         "--n", "--num_samples", "--num_images", type=int, metavar="N",
@@ -63,8 +66,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_sampler_arguments(parser)
     args = parser.parse_args(argv)
-    if args.samples is not None and args.n is not None:
-        raise UserError("--samples scores images that exist, --n draws new ones: give one of them")
     if args.samples is not None and (given := sampler_arguments_given(args)):
         raise UserError(f"--samples scores images that exist: leave out {', '.join(given)}")
     if args.samples is None and args.n is None and args.export_reference is None:
@@ -83,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     images = None if args.samples is None else read_images(args.samples)
     if images is not None and len(images) < 2:
         raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
-    config, model = experiment(args, device)
+    model = None if args.n is None else model_of(args, device)
+    config = model.config if model else config_or_that_of_ckpt(args, device)
     settings = model and settings_of(args, model.denoiser)
     train = dataset_of(args, config, "train")
     if args.export_reference is not None:
@@ -109,16 +111,6 @@ def main(argv: list[str] | None = None) -> None:
     warn(images, train)
     scores = score(images, train, inception, weights, args, config.seed)
     report({**scores, **origin, "seconds": time.perf_counter() - started}, folder / "fid.json")
-
-
-def experiment(
-    args: argparse.Namespace, device: torch.device
-) -> tuple[Config, TrainedModel | None]:
-    """The config, and the model only where images are to be drawn or its config is the only one."""
-    if args.n is None and args.ckpt is None:
-        return config_of(args), None
-    model = model_of(args, device)
-    return model.config, model
 
 
 def draw(

@@ -14,7 +14,7 @@ import torch
 
 import distributed
 from checkpoint import TrainedModel, untrained, versions
-from cli import config_of, dataset_of, job, job_parser, model_of
+from cli import config_or_that_of_ckpt, dataset_of, job, job_parser, model_of
 from config import Config
 from datasets import Dataset
 from errors import UserError
@@ -34,11 +34,12 @@ from evaluation.supervised import Recipe, comparable
 from files import write_json
 from utils import pick_device
 
+EXCLUDES = (("scratch", ("epoch", "input_scale"), "no checkpoint is fine-tuned"),)
 ARCHITECTURE = ("model_type", "net_type", "diffusion", "network", "flip")  # and how it is fed
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument(
         "--scratch", action="store_true",
         help="start from untrained weights of the same architecture instead of a checkpoint",
@@ -76,8 +77,7 @@ def start_of(args, device: torch.device) -> TrainedModel:
     """The checkpoint's model, or with --scratch the weights that training begins with."""
     if not args.scratch:
         return model_of(args, device)
-    config = config_of(args) if args.config or not args.ckpt else model_of(args, device).config
-    return untrained(config, device)
+    return untrained(config_or_that_of_ckpt(args, device), device)
 
 
 def datasets_of(args, config: Config) -> tuple[Dataset, Dataset]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import distributed
 from checkpoint import untrained, versions
-from cli import config_of, dataset_of, int_list, job, job_parser, model_of
+from cli import config_or_that_of_ckpt, dataset_of, float_list, int_list, job, job_parser, model_of
 from config import Config
 from errors import UserError
 from evaluation import epochs, seeds, tables
@@ -13,20 +13,16 @@ from evaluation.features import FeatureSource, network_source, pixel_source
 from evaluation.probe import PROTOCOLS, Probe
 from utils import log, pick_device
 
-EXCLUDES = {  # an option, those that cannot stand beside it, and why
-    "grid": (("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
-    "sigmas": (("timesteps", "timestep"), "the noise levels are named in one way"),
-    "epochs": (
-        ("epoch", "ckpt", "baseline", "seeds", "save_features"),
+EXCLUDES = (  # see cli.JobParser
+    ("grid", ("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
+    ("sigmas", ("timesteps", "timestep"), "the noise levels are named in one way"),
+    (
+        "epochs", ("epoch", "ckpt", "baseline", "seeds", "save_features"),
         "--epochs reads the checkpoints in the config's save_dir, with one seed",
     ),
-    "seeds": (("seed", "save_features"), "--seeds probes with several"),
-    "input_scale": (("baseline",), "it is for what a checkpoint was trained on"),
-}
-
-
-def float_list(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    ("seeds", ("seed", "save_features"), "--seeds probes with several"),
+    ("baseline", ("epoch", "input_scale"), "no checkpoint is probed"),
+)  # fmt: skip
 
 
 def epoch_list(text: str) -> list[int]:
@@ -34,7 +30,7 @@ def epoch_list(text: str) -> list[int]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument("--grid", action="store_true", help="probe all blocks x timesteps")
     parser.add_argument(
         "--timesteps", type=int_list, metavar="T,T", help="of the grid (default: the process's)"
@@ -72,16 +68,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
     args = parser.parse_args(argv)
-    refuse(args, {name for name, value in vars(args).items() if value != parser.get_default(name)})
-    return args
-
-
-def refuse(args: argparse.Namespace, given: set[str]) -> None:
-    """Raises UserError for options that do not go together; `given` are those not at default."""
-    for option, (others, why) in EXCLUDES.items():
-        for other in others:
-            if {option, other} <= given:
-                raise UserError(f"--{option} and --{other} exclude each other: {why}")
     if not args.grid and (args.timesteps or args.blocks or len(args.sigmas or []) > 1):
         raise UserError("--timesteps, --blocks and several --sigmas are of the grid: add --grid")
     if args.batch_size < 1:
@@ -92,6 +78,7 @@ def refuse(args: argparse.Namespace, given: set[str]) -> None:
         raise UserError("--seeds: a standard deviation needs two that differ")
     if args.seeds and args.baseline == "pixels" and args.protocol != "paper":
         raise UserError(f"--seeds: on raw pixels, --protocol {args.protocol} draws nothing")
+    return args
 
 
 def source_of(args, device) -> tuple[FeatureSource, Config, str, dict]:
@@ -102,7 +89,7 @@ def source_of(args, device) -> tuple[FeatureSource, Config, str, dict]:
         facts["input_scale"] = model.input_scale
         what = f"epoch {model.epoch}"
     else:
-        config = config_of(args) if args.config or not args.ckpt else model_of(args, device).config
+        config = config_or_that_of_ckpt(args, device)
         facts = {"checkpoint": None, "epoch": None}
         if args.baseline == "pixels":
             return pixel_source(), config, "raw pixels", facts

@@ -36,9 +36,14 @@ from evaluation.supervised import Recipe, SupervisedTraining
 from model.models import PROCESSES
 from utils import pick_device
 
+EXCLUDES = (
+    ("backbone wrn", ("ckpt", "epoch", "input_scale", "blockname"), "it is trained from scratch"),
+    ("backbone ddae", ("depth", "width"), "they are of wrn"),
+)
+
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, excludes=EXCLUDES)
     add = parser.add_argument
     add("--backbone", choices=list(RECIPES), required=True, help="wrn needs no checkpoint")
     add("--mode", choices=list(PROCESSES), help="whose noise levels; default: the config's process")
@@ -56,10 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--n_train", type=int, metavar="N", help="train on N images, the classes in proportion")
     add("--n_test", type=int, metavar="N", help="score N test images, the classes in proportion")
     add("--output_dir", help="where the results go (default: the run's save_dir)")
-    args = parser.parse_args(argv)
-    if args.backbone == "wrn" and (args.ckpt or args.blockname):
-        raise UserError("--backbone wrn is trained from scratch: leave out --ckpt and --blockname")
-    return args
+    return parser.parse_args(argv)
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

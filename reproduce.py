@@ -1,5 +1,6 @@
 """Runs the whole chain for one config and writes a report: train, probe, look, sample, score.
 
+Without --config and --dataset it is that of digits, which takes minutes on a CPU.
 Each job is a process of its own; run again, the chain goes on where it stopped.
 """
 
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import checkpoint
 import distributed
-from cli import config_of, dataset_of, job, job_parser, overrides_of
+from cli import config_of, config_path, dataset_of, job, job_parser, overrides_of
 from config import Config
 from cost import Cost, measure_cost
 from errors import UserError
+from evaluation.inception import find_weights
 from evaluation.report import command_line, write_report
 from files import write_json
 from sampling import default_samples_folder, sampler_settings
@@ -40,13 +42,19 @@ SHORTENED_BY = {
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = job_parser(__doc__, checkpoint=False)
-    parser.set_defaults(config="config/digits.yaml")
     parser.add_argument(
         "--protocol", choices=["paper", "cached"], default="paper", help="of the linear probe"
     )
     parser.add_argument("--n", type=int, default=256, help="samples; 10000 for a FID to compare")
     parser.add_argument("--inception", metavar="PATH", help="the Inception weights, for the FID")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.config is None and args.dataset is None:
+        args.dataset = "digits"
+    if args.n < 1:
+        raise UserError(f"--n {args.n}: give at least 1")
+    if args.inception is not None:
+        find_weights(args.inception)
+    return args
 
 
 @job
@@ -79,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def common_arguments(args: argparse.Namespace) -> list[str]:
-    command = ["--config", args.config, "--data_dir", args.data_dir]
+    command = ["--config", str(config_path(args)), "--data_dir", args.data_dir]
     command += ["--device", args.device] if args.device else []
     command += ["--use_amp"] if args.use_amp else []
     command += ["--skip_bad_images"] if args.skip_bad_images else []
@@ -101,7 +109,13 @@ def later_steps(
         "probe of raw pixels": [*grid, "--baseline", "pixels"],
         "t-SNE": [*python("visualize_features.py"), *common],
         "samples": [*python("sample.py"), *common, "--n", str(args.n)],
-        "fid": [*python("fid.py"), *common, "--samples", str(samples / "pngs"), *inception],
+        "fid": [
+            *python("fid.py"),
+            *common_arguments(args),
+            "--samples",
+            str(samples / "pngs"),
+            *inception,
+        ],
     }
 
 

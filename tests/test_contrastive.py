@@ -242,6 +242,8 @@ def test_some_images_keep_their_order_and_labels(tiny_config):
 @pytest.mark.parametrize(("argv", "message"), [
     (["--n", "1"], "at least 2"),
     (["--epoch_interval", "0"], "--epoch_interval"),
+    (["--epoch", "0", "--epoch_interval", "5"], "--epoch and --epoch_interval exclude"),
+    (["--ckpt", "a.pth", "--epoch_interval", "5"], "--ckpt and --epoch_interval exclude"),
     (["--timestep", "1001"], "timestep 1001: outside 1..1000"),
     (["--blocks", "out_1,out_9"], "no block 'out_9'"),
     (["--epoch", "7"], "model_7.pth: no such checkpoint. There are: model_0.pth"),

@@ -335,7 +335,9 @@ def test_the_job_draws_samples_itself(experiment, torch_home, tmp_path, monkeypa
     ("arguments", "message"),
     [
         ([], "nothing to score"), (["--n", "1"], "at least 2"),
-        (["--n", "9", "--samples", "x"], "one of them"), (["--samples", "nowhere"], "nowhere"),
+        (["--n", "9", "--samples", "x"], "exclude"),
+        (["--samples", "x", "--epoch", "3"], "--samples and --epoch exclude each other"),
+        (["--samples", "nowhere"], "nowhere"),
         (["--samples", "x", "--steps", "9", "--no_clip"], "leave out --steps, --no_clip"),
         (["--n", "4"], "no model_<epoch>.pth"), (["--n", "4", "--batch_size", "0"], "1 or more"),
     ],

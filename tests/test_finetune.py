@@ -237,6 +237,7 @@ def test_two_processes_train_as_one(run, tiny_yaml, tmp_path):
 @pytest.mark.parametrize(("argv", "message"), [
     (["--blockname", "out_9"], "no block 'out_9': there are out_1"),
     (["--timestep", "0"], "timestep 0: outside 1..1000"),
+    (["--scratch", "--epoch", "1"], "--scratch and --epoch exclude each other"),
     (["--epochs", "0"], "--epochs and --batch_size must be at least 1"),
     (["--batch_size", "2000"], "--batch_size 2000 is more than the 1437 training images"),
     (["--weight_decay", "-1"], "--weight_decay"),

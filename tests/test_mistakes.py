@@ -8,6 +8,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+from cli import job_parser, model_of
+from errors import UserError
+
 JOBS = ["train", "linear", "contrastive", "visualize_features", "sample", "fid", "reproduce"]
 READS_A_MODEL = ["linear", "contrastive", "visualize_features", "sample", "fid"]
 # what a job cannot do without, beside a config
@@ -73,6 +76,18 @@ def test_a_checkpoint_of_another_network(job, tiny_yaml, tiny_checkpoint, capsys
     argv = ["--config", str(tiny_yaml), "--device", "cpu", "--set", "network.n_channels=64"]
     message = refused(job, argv, capsys)
     assert "network.n_channels: 64, not 32" in message
+
+
+@pytest.mark.parametrize("job", READS_A_MODEL)
+def test_two_names_for_a_checkpoint(job, tiny_checkpoint, capsys):
+    message = refused(job, ["--ckpt", str(tiny_checkpoint), "--epoch", "1"], capsys)
+    assert "--ckpt and --epoch exclude each other" in message
+
+
+def test_a_checkpoint_and_the_dataset_of_another(tiny_checkpoint):
+    args = job_parser("").parse_args(["--ckpt", str(tiny_checkpoint), "--dataset", "mnist"])
+    with pytest.raises(UserError, match=r"network\.n_channels: 64, not 32"):
+        model_of(args, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("job", ["linear", "visualize_features"])

@@ -276,7 +276,9 @@ def test_both_backbones_end_in_one_table_and_plot(tiny_yaml, tiny_checkpoint, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backbone", "wrn", "--ckpt", "x.pth"], "leave out --ckpt"),
+        (["--backbone", "wrn", "--ckpt", "x.pth"], "--backbone wrn and --ckpt exclude"),
+        (["--backbone", "wrn", "--epoch", "7"], "--backbone wrn and --epoch exclude"),
+        (["--backbone", "ddae", "--width", "0"], "--backbone ddae and --width exclude"),
         (["--backbone", "wrn", "--depth", "12"], "depth must be 6 n"),
         (["--backbone", "wrn", "--epochs", "5"], "--warm_epochs 5"),
         (["--backbone", "wrn", "--lr", "-1"], "--lr more than 0"),

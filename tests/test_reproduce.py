@@ -13,12 +13,15 @@ from conftest import ROOT
 import reproduce
 from config import load_config
 from cost import Cost
+from errors import UserError
 
 
 def command(tiny_yaml, tmp_path, *more: str) -> list[str]:
+    weights = tmp_path / "none.pth"
+    weights.write_text("not Inception's weights")
     return [
         sys.executable, "reproduce.py", "--config", str(tiny_yaml), "--device", "cpu",
-        "--protocol", "cached", "--n", "8", "--inception", str(tmp_path / "none.pth"), *more,
+        "--protocol", "cached", "--n", "8", "--inception", str(weights), *more,
     ]  # fmt: skip
 
 
@@ -60,6 +63,26 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "grid: done before" in again.stderr
     assert (folder / "linear_grid_cached.json").stat().st_mtime_ns == grid
+
+
+def test_which_config():
+    for argv, path in (
+        ([], "config/digits.yaml"),
+        (["--dataset", "mnist"], "config/mnist.yaml"),
+        (["--config", "a.yaml"], "a.yaml"),
+    ):
+        arguments = reproduce.common_arguments(reproduce.parse_args(argv))
+        assert json.loads(json.dumps(arguments))[:2] == ["--config", path]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--n", "0"], "--n 0: give at least 1"),
+    (["--inception", "nowhere.pth"], "--inception nowhere.pth: no such file"),
+    (["--config", "a.yaml", "--dataset", "mnist"], "--config and --dataset exclude each other"),
+])  # fmt: skip
+def test_mistakes_are_found_before_training(argv, message):
+    with pytest.raises(UserError, match=message):
+        reproduce.parse_args(argv)
 
 
 def test_long_work_is_announced_with_what_shortens_it(tiny_yaml, monkeypatch):
