@@ -32,6 +32,10 @@ MODEL_KEYS = (
     "network",
     "cond_drop_prob",
 )  # what decides the weights' meaning
+DAMAGED = (  # what torch.load raises for a file that is not whole, or of something else
+    RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def _read(path: Path) -> object:
         raise UserError(
             f"{path}: refused: it is not a plain checkpoint and could run code when read"
         ) from None
-    except (RuntimeError, EOFError, OSError, LookupError, zipfile.BadZipFile, ValueError) as error:
+    except DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or truncated checkpoint ({reason})") from None
 
@@ -110,9 +114,7 @@ def load_state(path: Path) -> dict | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except (
-        RuntimeError, EOFError, OSError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile,
-    ):  # fmt: skip
+    except DAMAGED:
         raise UserError(f"{path}: damaged; delete it to fit from the start") from None
 
 

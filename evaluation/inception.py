@@ -1,7 +1,6 @@
 """pytorch-fid's Inception: its weights, found or downloaded, and the features of images."""
 
 import hashlib
-import pickle
 import socket
 from pathlib import Path
 from unittest import mock
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 import distributed
+from checkpoint import DAMAGED
 from errors import UserError
 from utils import log, progress
 
@@ -66,7 +66,7 @@ def load_inception(weights: Path, device: torch.device) -> nn.Module:
     mend = f"delete it and let it be downloaded again, or fetch {WEIGHTS_URL}"
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError):
+    except DAMAGED:
         raise UserError(f"{weights}: not a readable file of weights; {mend}") from None
     # pytorch-fid can only be told what to load by its loader, which would run pickled code.
     loader = mock.patch.object(

@@ -49,11 +49,16 @@ def test_truncated(tiny_checkpoint):
             checkpoint.load(tiny_checkpoint)
 
 
-@pytest.mark.parametrize("text", [b"hello", b"no checkpoint at all", b"n_T: 1000\n"])
-def test_a_text_file(tiny_checkpoint, text):
+@pytest.mark.parametrize(("text", "says"), [
+    (b"hello", "damaged or truncated checkpoint"), (b"PK\x03\x04zip", "damaged or truncated"),
+    (b"no checkpoint at all", "refused: it is not a plain checkpoint"), (b"n_T: 1000\n", "refused"),
+])  # fmt: skip
+def test_a_file_of_something_else(tiny_checkpoint, text, says):
     tiny_checkpoint.write_bytes(text)
-    with pytest.raises(UserError, match="checkpoint"):
+    with pytest.raises(UserError, match=says):
         checkpoint.load(tiny_checkpoint)
+    with pytest.raises(UserError, match="damaged; delete it to fit from the start"):
+        checkpoint.load_state(tiny_checkpoint)
 
 
 class RunsCode:
