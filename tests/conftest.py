@@ -55,13 +55,21 @@ def tiny_config(tmp_path) -> Config:
 def tiny_checkpoint(tiny_config) -> Path:
     """model_1.pth of an untrained tiny network, where the jobs look for it."""
     seed_everything("tiny checkpoint")
-    weights = build_denoiser(tiny_config).net.state_dict()
-    path = Path(tiny_config.save_dir) / "ckpts" / "model_1.pth"
+    return save_model(tiny_config, 1)
+
+
+def save_model(
+    config: Config, epoch: int, weights: dict | None = None, path: Path | None = None
+) -> Path:
+    """Writes a checkpoint, by default where the jobs look for it, and of untrained weights, as
+    PyTorch's global generator draws them."""
+    weights = weights or build_denoiser(config).net.state_dict()
+    path = path or Path(config.save_dir) / "ckpts" / f"model_{epoch}.pth"
     state = {
-        "config": tiny_config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json"),
         "net": weights,
         "ema": weights,
-        "epoch": 1,
+        "epoch": epoch,
         "step": 44,
         "metrics": {},
         "versions": checkpoint.versions(),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, reference_weight, standard_normal
+from conftest import TINY, reference_weight, save_model, standard_normal
 from ema_pytorch import EMA
 from PIL import Image
 from torch import nn
@@ -62,10 +62,7 @@ def write_foreign(path: Path, config, prefix: str, parts=("MODEL", "EMA", "opt")
 
 
 def write_ours(path: Path, config) -> Path:
-    weights = weights_of(config)
-    values = {"config": config.model_dump(mode="json"), "net": weights, "ema": weights, "epoch": 59}
-    checkpoint.save(path, values)
-    return path
+    return save_model(config, 59, weights_of(config), path)
 
 
 def call(job, tiny_yaml, path, *more) -> None:

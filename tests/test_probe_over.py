@@ -6,15 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import save_model
 
-import checkpoint
 import linear
 from config.schema import Linear
 from datasets import Dataset
 from evaluation import seeds
 from evaluation.features import FeatureSource
 from evaluation.probe import CellResult, Outcome, Probe
-from model.models import build_denoiser
 from utils import seed_everything
 
 
@@ -107,10 +106,7 @@ def three_epochs(tiny_config, tiny_yaml, tmp_path):
 
 def save(config, epoch: int, *key):
     seed_everything(*key)
-    weights = build_denoiser(config).net.state_dict()
-    state = {"config": config.model_dump(mode="json"), "net": weights, "ema": weights}
-    state |= {"epoch": epoch, "step": 1, "metrics": {}, "versions": checkpoint.versions()}
-    checkpoint.save(checkpoint.Path(config.save_dir) / "ckpts" / f"model_{epoch}.pth", state)
+    save_model(config, epoch)
 
 
 def test_epochs_go_on_where_they_were_killed(three_epochs, tiny_config, monkeypatch, capsys):

@@ -113,9 +113,12 @@ def test_a_checkpoint_alone_is_enough(tiny_checkpoint, tmp_path, call, folder):
     assert np.abs(mine["1.png"] - theirs["1.png"]).max() <= 1
 
 
-@pytest.mark.parametrize("wrong", [("--n", "0"), ("--steps", "1001"), ("--epoch", "5")])
-def test_mistakes(call, wrong, capsys):
+@pytest.mark.parametrize(("wrong", "message"), [
+    (("--n", "0"), "at least 1"), (("--steps", "1001"), "--steps 1001, spacing"),
+    (("--epoch", "5"), "model_5.pth: no such checkpoint"),
+])  # fmt: skip
+def test_mistakes(call, wrong, message, capsys):
     with pytest.raises(SystemExit) as stop:
         call(*wrong)
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    assert message in capsys.readouterr().err

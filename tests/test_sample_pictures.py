@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import save_model
 from PIL import Image
 
 import checkpoint
@@ -77,11 +78,8 @@ def test_what_cannot_be_is_refused(call, capsys, options, message):
 
 @pytest.fixture
 def call_conditional(tiny_config, conditional, tmp_path):
-    config = {**tiny_config.model_dump(mode="json"), "cond_drop_prob": 0.1}
-    weights = conditional.net.state_dict()
-    path = tmp_path / "conditional.pth"
-    state = {"config": config, "net": weights, "ema": weights, "epoch": 0, "step": 1}
-    checkpoint.save(path, {**state, "metrics": {}, "versions": {}})
+    config = parse_config({**tiny_config.model_dump(), "cond_drop_prob": 0.1})
+    path = save_model(config, 0, conditional.net.state_dict())
 
     def call(*more: str) -> Path:
         assert sample.main([
