@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import generator
+from utils import generator, permutation
 
 GPU_FRACTION = 0.25  # an array stays on the GPU if it takes at most this part of its free memory
 
@@ -78,11 +78,10 @@ class Batches:
         if not self.shuffle:
             epoch = 0
         if self._order[0] != epoch:
-            order = torch.arange(self.n_images)
+            order = np.arange(self.n_images)
             if self.shuffle:
-                draw = generator("cpu", self.seed, "order", epoch)
-                order = torch.randperm(self.n_images, generator=draw)
-            self._order = (epoch, order.to(self.images.device))
+                order = permutation(self.n_images, self.seed, "order", epoch)
+            self._order = (epoch, torch.from_numpy(order).to(self.images.device))
         return self._order[1]
 
     def _augment(self, images: Tensor, step: int, n: int) -> Tensor:

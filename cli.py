@@ -143,6 +143,37 @@ def job_parser(
     return parser
 
 
+def add_output_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
+
+
+def folder_of(args: argparse.Namespace, config: Config) -> Path:
+    """Where the results go: --output_dir, else the run's folder."""
+    return Path(args.output_dir or config.save_dir)
+
+
+def cell_of(args: argparse.Namespace, config: Config) -> tuple[int, str]:
+    """(timestep, block): --timestep and --blockname, what is not given (or not taken) the
+    config's."""
+    t, block = (vars(args).get(name) for name in ("timestep", "blockname"))
+    return config.linear.timestep if t is None else t, block or config.linear.blockname
+
+
+def at_least(args: argparse.Namespace, **least: int) -> None:
+    """Raises UserError for an option that was given, a number or a list, and is less than that."""
+    for name, limit in least.items():
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number < limit:
+                raise UserError(f"--{name} {number}: give at least {limit}")
+
+
+def one_process(name: str) -> None:
+    """Raises UserError under torchrun."""
+    if distributed.world_size() > 1:
+        raise UserError(f"{name} is one process: start it with python, not torchrun")
+
+
 def int_list(text: str) -> list[int]:
     """The argument type of 1,2,3."""
     return _numbers(int, text)

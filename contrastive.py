@@ -1,7 +1,6 @@
 """Alignment and uniformity of every block's features, over the checkpoints of a run."""
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 
@@ -10,13 +9,22 @@ import torch
 
 import distributed
 from checkpoint import TrainedModel, saved_epochs, versions
-from cli import config_of, dataset_of, job, job_parser, model_of
+from cli import (
+    add_output_dir,
+    at_least,
+    cell_of,
+    config_of,
+    dataset_of,
+    folder_of,
+    job,
+    job_parser,
+    model_of,
+)
 from datasets import SPLITS, Dataset
-from errors import UserError
 from evaluation.contrastive import LABELS, METRICS, figure, kept_rows, measure, row_of, table
-from evaluation.features import network_source
+from evaluation.features import source_of
 from files import write_json
-from utils import generator, log, pick_device
+from utils import log, permutation, pick_device
 
 EXCLUDES = tuple(
     (one, ("epoch_interval",), f"--{one} is one checkpoint") for one in ("epoch", "ckpt")
@@ -41,12 +49,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch_size", type=int, default=512, help="images per forward; changes no number"
     )
-    parser.add_argument("--output_dir", help="default: the run's save_dir")
+    add_output_dir(parser)
     args = parser.parse_args(argv)
-    if args.epoch_interval < 1 or args.batch_size < 1:
-        raise UserError("--epoch_interval and --batch_size must be at least 1")
-    if args.n is not None and args.n < 2:
-        raise UserError(f"--n {args.n}: uniformity is of pairs of images: give at least 2")
+    at_least(args, epoch_interval=1, batch_size=1, n=2)  # uniformity is of pairs of images
     return args
 
 
@@ -69,10 +74,10 @@ def for_each_model(args: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def some_images(dataset: Dataset, n: int | None, seed: int) -> Dataset:
-    """n images drawn by the seed, in the order of the dataset; all if n is None."""
-    order = torch.randperm(len(dataset), generator=generator("cpu", seed, "contrastive")).numpy()
-    index = np.sort(order[:n])
-    return dataclasses.replace(dataset, images=dataset.images[index], labels=dataset.labels[index])
+    """n images drawn by the seed, in the order of the dataset; the dataset itself if n is None."""
+    if n is None:
+        return dataset
+    return dataset.take(np.sort(permutation(len(dataset), seed, "contrastive")[:n]))
 
 
 def measured(
@@ -83,8 +88,8 @@ def measured(
     Raises UserError for a timestep or block that is not there.
     """
     config = model.config
-    source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
-    t = config.linear.timestep if args.timestep is None else args.timestep
+    source = source_of(model, args.use_amp)
+    t, _ = cell_of(args, config)
     blocks = list(dict.fromkeys(args.blocks.split(","))) if args.blocks else source.block_names
     source.check([t], blocks)
     rows = kept_rows(path)
@@ -119,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     images, rows = None, []
     for one in for_each_model(args):
         model = model_of(one, device)
-        path = Path(args.output_dir or model.config.save_dir) / "contrastive.json"
+        path = folder_of(args, model.config) / "contrastive.json"
         if images is None:  # the same for every checkpoint of a run
             dataset = dataset_of(args, model.config, args.split)
             images = some_images(dataset, args.n, model.config.seed)

@@ -4,7 +4,7 @@ import difflib
 import functools
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, index: np.ndarray | slice) -> "Dataset":
+        """The images and labels at `index`: (n,) places, (N,) bool or a slice."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def fingerprint(self) -> str:
         """A short hash of every pixel and label: the key of statistics kept on disk."""

@@ -14,7 +14,7 @@ import torch
 
 import distributed
 from checkpoint import TrainedModel
-from cli import config_or_that_of_ckpt, dataset_of, job, job_parser, model_of
+from cli import at_least, config_or_that_of_ckpt, dataset_of, job, job_parser, model_of
 from datasets import Dataset
 from errors import UserError
 from evaluation.frechet import (
@@ -72,8 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("nothing to score: give --samples FOLDER, or --n 5000 to draw images")
     if args.n is not None and args.n < 2:
         raise UserError(f"--n {args.n}: FID needs at least 2 images, and is steady from 5,000")
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give 1 or more")
+    at_least(args, batch_size=1)
     return args
 
 

@@ -7,18 +7,26 @@ Nothing is selected on test: the result is the last epoch's. Run once with and o
 """
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 import distributed
 from checkpoint import TrainedModel, untrained, versions
-from cli import config_or_that_of_ckpt, dataset_of, job, job_parser, model_of
+from cli import (
+    add_output_dir,
+    cell_of,
+    config_or_that_of_ckpt,
+    dataset_of,
+    folder_of,
+    job,
+    job_parser,
+    model_of,
+)
 from config import Config
 from datasets import Dataset
-from errors import UserError
-from evaluation.features import network_source, short_hash
+from evaluation.features import short_hash, source_of
 from evaluation.finetuning import (
     COMPARED,
     RECIPE,
@@ -26,11 +34,10 @@ from evaluation.finetuning import (
     fine_tuning,
     name_of,
     side_by_side,
-    stratified_subset,
 )
 from evaluation.plots import curves
 from evaluation.probe import wilson_interval
-from evaluation.supervised import Recipe, comparable
+from evaluation.supervised import Recipe, comparable, stratified
 from files import write_json
 from utils import pick_device
 
@@ -60,17 +67,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--n_train", type=int, metavar="N",
         help="learn from N training images only, the classes in their proportions (default: all)",
     )  # fmt: skip
-    parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
-    args = parser.parse_args(argv)
-    if min(args.epochs, args.batch_size) < 1:
-        raise UserError("--epochs and --batch_size must be at least 1")
-    if args.lr <= 0 or args.weight_decay < 0:
-        raise UserError("--lr must be more than 0, and --weight_decay not less")
-    if not 0 <= args.warm_epochs < args.epochs:
-        raise UserError(
-            f"--warm_epochs {args.warm_epochs:g}: of {args.epochs} epochs; give fewer, from 0 up"
-        )
-    return args
+    add_output_dir(parser)
+    return parser.parse_args(argv)
 
 
 def start_of(args, device: torch.device) -> TrainedModel:
@@ -83,18 +81,14 @@ def start_of(args, device: torch.device) -> TrainedModel:
 def datasets_of(args, config: Config) -> tuple[Dataset, Dataset]:
     """Train, or the --n_train images of it, and test."""
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
-    if args.n_train is not None:
-        kept = stratified_subset(train.labels, args.n_train, config.seed)
-        train = replace(train, images=train.images[kept], labels=train.labels[kept])
-    return train, test
+    return stratified(train, args.n_train, config.seed), test
 
 
-def settings_of(args, model: TrainedModel, train: Dataset, test: Dataset) -> dict:
+def settings_of(args, recipe: Recipe, model: TrainedModel, train: Dataset, test: Dataset) -> dict:
     """What decides the result. Raises UserError for a timestep or block that is not there."""
     config = model.config
-    source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
-    t = config.linear.timestep if args.timestep is None else args.timestep
-    block = args.blockname or config.linear.blockname
+    source = source_of(model, args.use_amp)
+    t, block = cell_of(args, config)
     source.check([t], [block])
     values = config.model_dump(mode="json")
     return {
@@ -103,7 +97,7 @@ def settings_of(args, model: TrainedModel, train: Dataset, test: Dataset) -> dic
         "images": {"train": train.fingerprint(), "test": test.fingerprint()},
         "timestep": t,
         "blockname": block,
-        "recipe": {name: getattr(args, name) for name in asdict(RECIPE)},
+        "recipe": asdict(recipe),
         "seed": config.seed,
         "use_amp": args.use_amp,
         "architecture": {key: values[key] for key in ARCHITECTURE},
@@ -133,16 +127,17 @@ def report(folder: Path, stem: str, record: dict) -> None:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    recipe = RECIPE.changed_by(args)
     device = pick_device(args.device)
     model = start_of(args, device)
     config = model.config
     train, test = datasets_of(args, config)
-    settings = settings_of(args, model, train, test)
-    folder = Path(args.output_dir or config.save_dir)
+    settings = settings_of(args, recipe, model, train, test)
+    folder = folder_of(args, config)
     t, block = settings["timestep"], settings["blockname"]
     classifier = Classifier(model.denoiser, t, block, train, config.seed)
     run = fine_tuning(
-        classifier, train, test, Recipe(**settings["recipe"]),
+        classifier, train, test, recipe,
         folder / f"finetune_state_{short_hash(settings)}.pth",
         seed=config.seed, flip=config.flip, use_amp=args.use_amp,
     )  # fmt: skip

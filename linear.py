@@ -5,11 +5,23 @@ from pathlib import Path
 
 import distributed
 from checkpoint import untrained, versions
-from cli import config_or_that_of_ckpt, dataset_of, float_list, int_list, job, job_parser, model_of
+from cli import (
+    add_output_dir,
+    at_least,
+    cell_of,
+    config_or_that_of_ckpt,
+    dataset_of,
+    float_list,
+    folder_of,
+    int_list,
+    job,
+    job_parser,
+    model_of,
+)
 from config import Config
 from errors import UserError
 from evaluation import epochs, seeds, tables
-from evaluation.features import FeatureSource, network_source, pixel_source
+from evaluation.features import FeatureSource, pixel_source, source_of
 from evaluation.probe import PROTOCOLS, Probe
 from utils import log, pick_device
 
@@ -66,14 +78,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="images per forward where features are extracted; changes nothing but speed and "
         "memory (the heads' batch is linear.batch_size)",
     )  # fmt: skip
-    parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
+    add_output_dir(parser)
     args = parser.parse_args(argv)
     if not args.grid and (args.timesteps or args.blocks or len(args.sigmas or []) > 1):
         raise UserError("--timesteps, --blocks and several --sigmas are of the grid: add --grid")
-    if args.batch_size < 1:
-        raise UserError(f"--batch_size {args.batch_size}: give at least 1")
-    if min([*(args.epochs or []), *(args.seeds or [])], default=0) < 0:
-        raise UserError("--epochs and --seeds count from 0")
+    at_least(args, batch_size=1, epochs=0, seeds=0)
     if args.seeds and len(set(args.seeds)) < 2:
         raise UserError("--seeds: a standard deviation needs two that differ")
     if args.seeds and args.baseline == "pixels" and args.protocol != "paper":
@@ -81,7 +90,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def source_of(args, device) -> tuple[FeatureSource, Config, str, dict]:
+def probed_source(args, device) -> tuple[FeatureSource, Config, str, dict]:
     """What is probed (of --epochs the newest), its config, words for titles, facts for files."""
     if args.baseline is None:
         model = model_of(args, device)
@@ -94,8 +103,7 @@ def source_of(args, device) -> tuple[FeatureSource, Config, str, dict]:
         if args.baseline == "pixels":
             return pixel_source(), config, "raw pixels", facts
         model, what = untrained(config, device), "untrained network"
-    source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
-    return source, model.config, what, facts
+    return source_of(model, args.use_amp), model.config, what, facts
 
 
 def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[float], list[str]]:
@@ -106,8 +114,8 @@ def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[float], 
     elif args.baseline == "pixels":
         timesteps, blocks = [args.timestep or 0], [args.blockname or "pixels"]
     else:
-        timesteps = [config.linear.timestep if args.timestep is None else args.timestep]
-        blocks = [args.blockname or config.linear.blockname]
+        t, block = cell_of(args, config)
+        timesteps, blocks = [t], [block]
     if args.sigmas:
         timesteps = [source.timestep(sigma) for sigma in args.sigmas]
     timesteps, blocks = sorted(set(timesteps)), list(dict.fromkeys(blocks))
@@ -119,7 +127,7 @@ def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[float], 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
-    source, config, what, facts = source_of(args, device)
+    source, config, what, facts = probed_source(args, device)
     cells = cells_of(args, source, config)
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
     probe = Probe(
@@ -145,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     stem = tables.file_stem(cell, args.protocol, args.baseline, mode.OVER)
     print(mode.summary(results, title, about))
     if distributed.is_main():
-        paths = mode.write(Path(args.output_dir or config.save_dir) / stem, results, title, about)
+        paths = mode.write(folder_of(args, config) / stem, results, title, about)
         print("\nwrote " + ", ".join(map(str, paths)))
     if args.save_features:
         probe.save_features(source, config.seed, Path(args.save_features))

@@ -9,19 +9,23 @@ on CPUs, the whole batch on GPUs, so on CPUs the wrn depends a little on how man
 
 import argparse
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
-import numpy as np
 from torch import nn
 
 import distributed
 from checkpoint import versions
-from cli import config_of, dataset_of, job, job_parser, model_of
-from datasets import Dataset
-from errors import UserError
+from cli import (
+    add_output_dir,
+    cell_of,
+    config_of,
+    dataset_of,
+    folder_of,
+    job,
+    job_parser,
+    model_of,
+)
 from evaluation.features import short_hash
-from evaluation.finetuning import stratified_subset
 from evaluation.noisy import (
     RECIPES,
     mlp_on_features,
@@ -32,7 +36,7 @@ from evaluation.noisy import (
     with_process,
 )
 from evaluation.noisy_report import report
-from evaluation.supervised import Recipe, SupervisedTraining
+from evaluation.supervised import SupervisedTraining, stratified, stratified_subset
 from model.models import PROCESSES
 from utils import pick_device
 
@@ -60,44 +64,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--n_train", type=int, metavar="N", help="train on N images, the classes in proportion")
     add("--n_test", type=int, metavar="N", help="score N test images, the classes in proportion")
-    add("--output_dir", help="where the results go (default: the run's save_dir)")
+    add_output_dir(parser)
     return parser.parse_args(argv)
-
-
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The backbone's recipe with what the command line changes of it. Raises UserError."""
-    recipe = RECIPES[args.backbone]
-    given = {name: getattr(args, name, None) for name in asdict(recipe)}
-    recipe = replace(recipe, **{k: v for k, v in given.items() if v is not None})
-    if min(recipe.epochs, recipe.batch_size) < 1 or recipe.lr <= 0:
-        raise UserError("--epochs and --batch_size must be at least 1, --lr more than 0")
-    if not 0 <= recipe.warm_epochs < recipe.epochs:
-        raise UserError(
-            f"--warm_epochs {recipe.warm_epochs:g}: of {recipe.epochs} epochs; give fewer"
-        )
-    return recipe
-
-
-def subset(dataset: Dataset, n: int | None, seed: int) -> np.ndarray:
-    """The indices of n images of the dataset, or of all."""
-    return np.arange(len(dataset)) if n is None else stratified_subset(dataset.labels, n, seed)
 
 
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    recipe = recipe_of(args)
+    recipe = RECIPES[args.backbone].changed_by(args)
     device = pick_device(args.device)
     model = model_of(args, device) if args.backbone == "ddae" else None
     config = with_process(config_of(args) if model is None else model.config, args.mode)
     seed, process = config.seed, noise_levels(config).to(device)
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
-    kept, scored = subset(train, args.n_train, seed), subset(test, args.n_test, seed)
-    train = replace(train, images=train.images[kept], labels=train.labels[kept])
+    train, scored = stratified(train, args.n_train, seed), range(len(test))
+    if args.n_test is not None:
+        scored = stratified_subset(test.labels, args.n_test, seed)
     if model is None:
         backbone = wide_resnet(process, train, args.depth, args.width, seed)
     else:
-        block = args.blockname or config.linear.blockname
+        _, block = cell_of(args, config)
         backbone = mlp_on_features(model, process, train, block, args.use_amp)
     classifier = backbone.classifier.to(device)
     if device.type == "cuda" and distributed.world_size() > 1:
@@ -115,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         "seed": seed,
         "use_amp": args.use_amp,
     }
-    folder = Path(args.output_dir or config.save_dir)
+    folder = folder_of(args, config)
     run = SupervisedTraining(
         classifier, classifier.optimizer(recipe), noise_drawer(process, seed, device),
         train, recipe,

@@ -6,7 +6,6 @@ Each job is a process of its own; run again, the chain goes on where it stopped.
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import signal
 import subprocess
@@ -17,14 +16,22 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import checkpoint
-import distributed
-from cli import config_of, config_path, dataset_of, job, job_parser, overrides_of
+from cli import (
+    at_least,
+    config_of,
+    config_path,
+    dataset_of,
+    job,
+    job_parser,
+    one_process,
+    overrides_of,
+)
 from config import Config
 from cost import Cost, measure_cost
 from errors import UserError
 from evaluation.inception import find_weights
 from evaluation.report import command_line, write_report
-from files import write_json
+from files import read_json, write_json
 from sampling import default_samples_folder, sampler_settings
 from training import Trainer
 from utils import log, pick_device, setup_logging
@@ -50,8 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.config is None and args.dataset is None:
         args.dataset = "digits"
-    if args.n < 1:
-        raise UserError(f"--n {args.n}: give at least 1")
+    at_least(args, n=1)
     if args.inception is not None:
         find_weights(args.inception)
     return args
@@ -60,8 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if distributed.world_size() > 1:
-        raise UserError("reproduce.py starts every job itself: run it with python, not torchrun")
+    one_process("reproduce.py")
     config = config_of(args)
     record_path = Path(config.save_dir) / "reproduce.json"
     record = read_record(record_path)
@@ -126,7 +131,7 @@ def python(script: str) -> list[str]:
 def read_record(path: Path) -> dict:
     if not path.exists():
         return {"weights": None, "steps": {}}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def run(name: str, command: list[str], earlier: dict | None = None) -> dict:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +29,11 @@ def derive_seed(*key: int | str) -> int:
 def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
     """A generator on `device`, seeded by `derive_seed(*key)`."""
     return torch.Generator(device=device).manual_seed(derive_seed(*key))
+
+
+def permutation(n: int, *key: int | str) -> np.ndarray:
+    """(n,): 0 .. n - 1 in an order drawn by `key`."""
+    return torch.randperm(n, generator=generator("cpu", *key)).numpy()
 
 
 def seed_everything(*key: int | str) -> None:

@@ -4,17 +4,16 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.manifold import TSNE
 
 import distributed
-from cli import dataset_of, job, job_parser, model_of
+from cli import add_output_dir, at_least, dataset_of, folder_of, job, job_parser, model_of
 from errors import UserError
-from evaluation.features import Extractor, network_source
+from evaluation.features import Extractor, source_of
 from evaluation.plots import scatter
 from evaluation.tables import best_cell_of_last_grid
 from files import replacing
-from utils import generator, log, pick_device
+from utils import log, permutation, pick_device
 
 MIN_IMAGES = 10
 
@@ -27,13 +26,27 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blockname", help="such as out_2; given together with --timestep")
     parser.add_argument("--n", "--num_images", type=int, default=2000, help="how many test images")
     parser.add_argument("--batch_size", type=int, default=512, help="changes no feature")
-    parser.add_argument("--output_dir", help="default: the run's save_dir")
+    add_output_dir(parser)
     args = parser.parse_args(argv)
     if (args.timestep is None) != (args.blockname is None):
         raise UserError("give both --timestep and --blockname, or neither")
-    if args.n < MIN_IMAGES or args.batch_size < 1:
-        raise UserError(f"--n must be at least {MIN_IMAGES} and --batch_size at least 1")
+    at_least(args, n=MIN_IMAGES, batch_size=1)
     return args
+
+
+def chosen_cell(args: argparse.Namespace, save_dir: Path) -> tuple[float, str]:
+    """(t, block) of the command line, else of the last grid. Raises UserError without either."""
+    if args.blockname is not None:
+        return args.timestep, args.blockname
+    best = best_cell_of_last_grid(save_dir)
+    if best is None:
+        raise UserError(
+            f"no linear_grid*.json in {save_dir}: run linear.py --grid, or give --timestep and "
+            "--blockname"
+        )
+    t, block, grid = best
+    log.info(f"{block} at t={t}: the best cell of {grid}")
+    return t, block
 
 
 @job
@@ -42,13 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     model = model_of(args, device)
     seed, save_dir = model.config.seed, Path(model.config.save_dir)
-    folder = Path(args.output_dir or save_dir)
-    if args.blockname is None:
-        t, block, grid = best_cell_of_last_grid(folder)
-        log.info(f"{block} at t={t}: the best cell of {grid}")
-    else:
-        t, block = args.timestep, args.blockname
-    source = network_source(model.denoiser, model.fingerprint(), args.use_amp)
+    t, block = chosen_cell(args, save_dir)
+    source = source_of(model, args.use_amp)
     source.check([t], [block])
     test = dataset_of(args, model.config, "test")
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
@@ -56,11 +64,10 @@ def main(argv: list[str] | None = None) -> int:
     if not distributed.is_main():
         return 0
 
-    order = torch.randperm(len(test), generator=generator("cpu", seed, "t-SNE")).numpy()
-    index = np.sort(order[: args.n])
+    index = np.sort(permutation(len(test), seed, "t-SNE")[: args.n])
     log.info(f"t-SNE of {len(index):,} images")
     points = embed(features[index], seed)
-    stem = folder / f"tsne_ep{model.epoch}_t{t}_{block}"
+    stem = folder_of(args, model.config) / f"tsne_ep{model.epoch}_t{t}_{block}"
     title = f"t-SNE of {len(index):,} {test.name} test images: {block}, t={t}, epoch {model.epoch}"
     scatter(stem.with_suffix(".png"), points, test.labels[index], test.class_names, title)
     with replacing(stem.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from checkpoint import find, load_denoiser, saved_epochs
 from config import Config
-from evaluation.features import network_source
+from evaluation.features import source_of
 from evaluation.plots import curves
 from evaluation.probe import CellResult, Outcome, Probe, best, best_on_test
 from evaluation.tables import (
     PICKED_ON_TEST,
     as_markdown,
     as_text,
+    half_width,
     headline,
     percent,
     with_interval,
@@ -49,7 +50,7 @@ def probe_epochs(
     results = []
     for epoch, path in [(epoch, find(config.save_dir, epoch)) for epoch in epochs]:
         model = load_denoiser(path, probe.device, config, input_scale=input_scale)
-        source = network_source(model.denoiser, model.fingerprint(), use_amp)
+        source = source_of(model, use_amp)
         outcome = probe.kept(source, config.seed)
         results.append(EpochResult(epoch, path, source.fingerprint, outcome))
         log.info(f"epoch {epoch}: {headline(results[-1].best)}")
@@ -83,7 +84,7 @@ def write(stem: Path, results: list[EpochResult], title: str, about: dict) -> li
         test: [100 * cell.test_accuracy for cell in cells],
         "held-out 10 % of train": [100 * cell.validation_accuracy for cell in cells],
     }
-    half = [50 * (cell.test_interval[1] - cell.test_interval[0]) for cell in cells]
+    half = [half_width(cell.test_interval) for cell in cells]
     epochs = [result.epoch for result in results]
     curves(paths[2], epochs, lines, title, "epoch", "accuracy in %", spread={test: half})
     return paths
@@ -97,7 +98,8 @@ def _tables(results: list[EpochResult], about: dict) -> dict[str, list[list[str]
     header, rows = ["epoch", "held-out", "test"], []
     for result in results:
         cell = result.best
-        rows.append([str(result.epoch), percent(cell.validation_accuracy), with_interval(cell)])
+        on_test = with_interval(cell.test_accuracy, cell.test_interval)
+        rows.append([str(result.epoch), percent(cell.validation_accuracy), on_test])
     if len({result.best.name for result in results}) > 1:  # else the title has it
         header.append("cell")
         rows = [[*row, result.best.name] for row, result in zip(rows, results, strict=True)]

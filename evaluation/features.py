@@ -17,6 +17,7 @@ from torch import Tensor
 
 import distributed
 from batches import Batches
+from checkpoint import TrainedModel
 from datasets import Dataset
 from errors import UserError
 from files import replacing
@@ -93,6 +94,11 @@ def network_source(denoiser: Denoiser, fingerprint: str, use_amp: bool) -> Featu
         fingerprint=f"{fingerprint}-{str(precision).removeprefix('torch.')}",
         denoiser=denoiser,
     )
+
+
+def source_of(model: TrainedModel, use_amp: bool) -> FeatureSource:
+    """The decoder blocks of a trained model."""
+    return network_source(model.denoiser, model.fingerprint(), use_amp)
 
 
 def pixel_source() -> FeatureSource:

@@ -6,16 +6,14 @@ selected: the test accuracy that counts is the last epoch's, so no image has to 
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datasets import Dataset
-from errors import UserError
 from evaluation.features import Extractor, network_source
 from evaluation.heads import Head
 from evaluation.supervised import Recipe, SupervisedTraining
-from evaluation.tables import aligned, percent
+from evaluation.tables import aligned, percent, with_interval
 from model.denoiser import Denoiser
 from utils import generator, seed_everything
 
@@ -102,26 +100,6 @@ def accuracy(classifier: Classifier, dataset: Dataset, seed: int, use_amp: bool)
     return Head(head.weight.detach(), head.bias.detach()).accuracy(features, y)
 
 
-def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """(n,) ascending indices: the classes in their proportions, of each at least one image.
-
-    Of one seed, a smaller subset is part of a larger one. Raises UserError if n is less than the
-    number of classes or more than that of the labels.
-    """
-    classes = np.unique(labels)
-    if not len(classes) <= n <= len(labels):
-        raise UserError(
-            f"{n} images asked for: there are {len(labels):,} of {len(classes)} classes; give a "
-            "number between these two"
-        )
-    place = np.empty(len(labels))  # of an image among those of its class, in 0..1
-    for label in classes:
-        index = np.flatnonzero(labels == label)
-        order = torch.randperm(len(index), generator=generator("cpu", seed, "subset", int(label)))
-        place[index[order.numpy()]] = np.arange(len(index)) / len(index)
-    return np.sort(np.argsort(place, kind="stable")[:n])
-
-
 # --- the two starting points side by side
 
 
@@ -133,10 +111,9 @@ def side_by_side(records: list[dict]) -> str:
     """A table with a row per starting point, after the last epoch."""
     rows = [["accuracy in %", "parameters trained", "train", "test (95 % interval)"]]
     for record in records:
-        low, high = record["test_interval"]
         rows.append([
             name_of(record), f"{record['parameters_trained']:,}",
             percent(record["history"][-1]["train_accuracy"]),
-            f"{percent(record['test_accuracy'])} ({100 * low:.1f}-{100 * high:.1f})",
+            with_interval(record["test_accuracy"], record["test_interval"]),
         ])  # fmt: skip
     return aligned(rows)

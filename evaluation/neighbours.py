@@ -11,8 +11,7 @@ import distributed
 from batches import to_model_range
 from checkpoint import TrainedModel
 from datasets import Dataset
-from errors import UserError
-from evaluation.features import Extractor, network_source
+from evaluation.features import Extractor, source_of
 from evaluation.plots import image_table
 from evaluation.tables import best_cell_of_last_grid
 from files import write_json
@@ -43,15 +42,13 @@ def save_neighbours(
     and in the features of the best block; the same as JSON, with the distances.
 
     The block is that of the last grid in the run's folder, else the config's. Where training
-    flips images, a mirrored sample counts as the sample.
+    flips images, a mirrored sample counts as the sample. Raises UserError if that grid is damaged.
     """
     config = model.config
-    try:
-        t, block, _ = best_cell_of_last_grid(Path(config.save_dir))
-    except UserError:
-        t, block = config.linear.timestep, config.linear.blockname
+    best = best_cell_of_last_grid(Path(config.save_dir))
+    t, block = best[:2] if best else (config.linear.timestep, config.linear.blockname)
     device = next(model.denoiser.parameters()).device
-    source = network_source(model.denoiser, model.fingerprint(), use_amp)
+    source = source_of(model, use_amp)
     source.check([t], [block])
     kept = Extractor(source, device, config.seed, folder=Path(config.save_dir) / "features")
     views = torch.stack([samples, samples.flip(-1)] if config.flip else [samples])

@@ -17,14 +17,22 @@ from batches import to_model_range
 from checkpoint import TrainedModel
 from config import Config, parse_config
 from datasets import Dataset
-from evaluation.features import FeatureSource, network_source
+from evaluation.features import FeatureSource, source_of
 from evaluation.probe import wilson_interval
 from evaluation.supervised import Draw, Recipe, sgd
 from model.block import TimeEmbedding
 from model.denoiser import Denoiser
 from model.models import build_denoiser
 from model.wide_resnet import WideResNet
-from utils import ImageNoise, autocast, derive_seed, generator, progress, seed_everything
+from utils import (
+    ImageNoise,
+    autocast,
+    derive_seed,
+    generator,
+    permutation,
+    progress,
+    seed_everything,
+)
 
 LEVELS = 20  # at most so many timesteps are scored
 HIDDEN = 1024  # units of the MLP
@@ -140,11 +148,11 @@ def mlp_on_features(
     Raises UserError for a block that the model does not have.
     """
     seed, device = model.config.seed, next(model.denoiser.parameters()).device
-    source = network_source(model.denoiser, model.fingerprint(), use_amp)
+    source = source_of(model, use_amp)
     source.check([], [block])
     features = frozen_features(model.denoiser, source, block)
-    order = torch.randperm(len(train), generator=generator("cpu", seed, "standardised"))
-    x0 = to_model_range(torch.from_numpy(train.images[order[:STANDARDISED].numpy()]).to(device))
+    chosen = train.images[permutation(len(train), seed, "standardised")[:STANDARDISED]]
+    x0 = to_model_range(torch.from_numpy(chosen).to(device))
     sample, _ = features(x0, *noise_drawer(process, seed, device)(x0.shape, -1))
     seed_everything(seed, "ddae")
     classifier = FeatureClassifier(features, sample.cpu(), len(train.class_names))

@@ -6,7 +6,7 @@ import distributed
 from evaluation.noisy import RECIPES
 from evaluation.plots import curves
 from evaluation.supervised import comparable
-from evaluation.tables import aligned
+from evaluation.tables import aligned, half_width, with_interval
 from files import write_json
 
 SAME = ("dataset", "mode", "diffusion", "seed", "n_train", "n_test", "test_fingerprint")
@@ -38,10 +38,7 @@ def _table(records: list[dict]) -> str:
     header = ["sigma", "t", *(record["name"] for record in records)]
     rows = [header]
     for levels in zip(*(record["levels"] for record in records), strict=True):
-        cells = []
-        for level in levels:
-            low, high = level["interval"]
-            cells.append(f"{100 * level['accuracy']:.2f} ({100 * low:.1f}-{100 * high:.1f})")
+        cells = [with_interval(level["accuracy"], level["interval"]) for level in levels]
         rows.append([f"{levels[0]['sigma']:.4g}", str(levels[0]["t"]), *cells])
     return aligned(rows)
 
@@ -52,5 +49,5 @@ def _plot(path: Path, records: list[dict], title: str) -> None:
     for record in records:
         name = record["name"]
         lines[name] = [100 * level["accuracy"] for level in record["levels"]]
-        spread[name] = [50 * (b - a) for a, b in (level["interval"] for level in record["levels"])]
+        spread[name] = [half_width(level["interval"]) for level in record["levels"]]
     curves(path, sigmas, lines, title, "sigma", "accuracy in % (bars: 95 %)", spread, log_x=True)

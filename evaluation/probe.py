@@ -26,7 +26,7 @@ from evaluation.heads import fit_logistic
 from evaluation.knn import knn_accuracies
 from evaluation.paper_protocol import fit_paper
 from files import read_json, write_json
-from utils import generator, log, progress
+from utils import log, permutation, progress
 
 # (x, y, x_new, y_new, n_classes) -> {k: accuracy on x_new of what x teaches}, k None but for k-NN
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, int], dict[int | None, float]]
@@ -182,9 +182,7 @@ def probe_paper(
     """Heads fitted as in the reference, see `fit_paper`; an unfinished fit is kept in `folder`."""
     held = holdout(train.labels)
     heads = fit_paper(extractor, train, held, timesteps, blocks, recipe, flip, folder)
-    held_out = dataclasses.replace(
-        train, split="held-out", images=train.images[held], labels=train.labels[held]
-    )
+    held_out = dataclasses.replace(train.take(held), split="held-out")
     held_features = extractor(held_out, timesteps, blocks)
     test_features = extractor(test, timesteps, blocks)
     on = extractor.device
@@ -255,9 +253,9 @@ def holdout(labels: np.ndarray) -> np.ndarray:
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         index = np.flatnonzero(labels == label)
-        order = torch.randperm(len(index), generator=generator("cpu", "holdout", int(label)))
+        order = permutation(len(index), "holdout", int(label))
         n_held = min(max(1, round(0.1 * len(index))), len(index) - 1)
-        held[index[order[:n_held].numpy()]] = True
+        held[index[order[:n_held]]] = True
     if not held.any():
         raise UserError("train: no class has two images, so none can be held out to pick a cell")
     return held

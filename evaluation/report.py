@@ -1,25 +1,24 @@
 """The report of a whole chain: one Markdown file beside the run's results."""
 
-import json
 import platform
 import shlex
 from datetime import date
 from pathlib import Path
 
 from checkpoint import TrainedModel, versions
-from evaluation.tables import best_cell_of_last_grid, file_stem
-from files import replacing
+from evaluation.tables import best_cell_of_last_grid, file_stem, with_interval
+from files import read_json, replacing
 
 
 def write_report(model: TrainedModel, steps: dict[str, dict], protocol: str, samples: Path) -> Path:
     """Writes <save_dir>/report.md from the files that the jobs left there. Returns its path.
 
     steps: {name: {"command", "seconds", "left_out"}} in the order in which they ran;
-    samples: the folder of the set that sample.py drew.
+    samples: the folder of the set that sample.py drew. Raises UserError if a file is damaged.
     """
     folder = Path(model.config.save_dir)
     path = folder / "report.md"
-    t, block, _ = best_cell_of_last_grid(folder)
+    t, block, _ = best_cell_of_last_grid(folder)  # there is one: the chain ran it
     sections = [
         f"# {model.config.dataset}, epoch {model.epoch}",
         _facts(model),
@@ -60,13 +59,10 @@ def _headlines(folder: Path, protocol: str) -> str:
         ("untrained network", "random"),
         ("raw pixels", "pixels"),
     ):
-        record = json.loads((folder / f"{file_stem(None, protocol, baseline)}.json").read_text())
+        record = read_json(folder / f"{file_stem(None, protocol, baseline)}.json")
         best = record["headline"]
-        low, high = best["test_interval"]
-        rows.append(
-            f"| {name} | {best['block']} at t={best['t']} | {100 * best['test_accuracy']:.2f} "
-            f"({100 * low:.1f}-{100 * high:.1f}) |"
-        )
+        accuracy = with_interval(best["test_accuracy"], best["test_interval"])
+        rows.append(f"| {name} | {best['block']} at t={best['t']} | {accuracy} |")
     return "\n".join(rows)
 
 
@@ -80,7 +76,7 @@ def _grids(folder: Path, protocol: str) -> str:
 def _fid(samples: Path, step: dict) -> str:
     if step["left_out"]:
         return f"FID: left out. {step['left_out']}"
-    record = json.loads((samples / "fid.json").read_text(encoding="utf-8"))
+    record = read_json(samples / "fid.json")
     reference = record["reference"]
     return (
         f"{record['name']}: {record['fid']:.2f} ({record['images']:,} images against all "

@@ -1,11 +1,13 @@
 """Training a classifier on labels: batches, steps, what must survive a kill, what compares."""
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from datasets import Dataset
 from errors import UserError
 from evaluation.paper_protocol import SAVE_EVERY_S, cosine, crop_padding
 from files import read_json
-from utils import amp_dtype, autocast, log, progress, redirect_to_bar, seed_everything
+from utils import amp_dtype, autocast, log, permutation, progress, redirect_to_bar, seed_everything
 
 Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
 
@@ -26,7 +28,7 @@ Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
 class Recipe:
     """The rate rises linearly for `warm_epochs`, then falls to 0 by a cosine.
 
-    `batch_size` is global.
+    `batch_size` is global. Raises UserError, in the words of the command line, for what cannot be.
     """
 
     epochs: int
@@ -34,6 +36,22 @@ class Recipe:
     lr: float
     warm_epochs: float
     weight_decay: float
+
+    def __post_init__(self):
+        if min(self.epochs, self.batch_size) < 1:
+            raise UserError("--epochs and --batch_size must be at least 1")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise UserError("--lr must be more than 0, and --weight_decay not less")
+        if not 0 <= self.warm_epochs < self.epochs:
+            raise UserError(
+                f"--warm_epochs {self.warm_epochs:g}: of {self.epochs} epochs; give fewer, from 0 "
+                "up"
+            )
+
+    def changed_by(self, args: argparse.Namespace) -> "Recipe":
+        """With the values that the command line gives. Raises UserError."""
+        given = {name: vars(args).get(name) for name in vars(self)}
+        return replace(self, **{k: v for k, v in given.items() if v is not None})
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of `step`, counted from 0 across epochs."""
@@ -49,6 +67,31 @@ def sgd(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         module.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay,
         nesterov=True,
     )  # fmt: skip
+
+
+def stratified(dataset: Dataset, n: int | None, seed: int) -> Dataset:
+    """n images of the dataset, see `stratified_subset`; all of it if n is None."""
+    return dataset if n is None else dataset.take(stratified_subset(dataset.labels, n, seed))
+
+
+def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """(n,) ascending indices: the classes in their proportions, of each at least one image.
+
+    Of one seed, a smaller subset is part of a larger one. Raises UserError if n is less than the
+    number of classes or more than that of the labels.
+    """
+    classes = np.unique(labels)
+    if not len(classes) <= n <= len(labels):
+        raise UserError(
+            f"{n} images asked for: there are {len(labels):,} of {len(classes)} classes; give a "
+            "number between these two"
+        )
+    place = np.empty(len(labels))  # of an image among those of its class, in 0..1
+    for label in classes:
+        index = np.flatnonzero(labels == label)
+        order = permutation(len(index), seed, "subset", int(label))
+        place[index[order]] = np.arange(len(index)) / len(index)
+    return np.sort(np.argsort(place, kind="stable")[:n])
 
 
 class SupervisedTraining:

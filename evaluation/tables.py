@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
 from evaluation.plots import heat_map
 from evaluation.probe import CellResult, Outcome, ProbedCell, best, best_on_test
 from files import read_json, replacing, write_json
@@ -46,7 +45,7 @@ def summary(outcome: Outcome, title: str, about: dict) -> str:
             results, lambda r: percent(r.validation_accuracy)
         ),
         f"accuracy in % on test ({about['n_test']:,} images; in brackets the 95 % interval), "
-        f"{reported}": grid_rows(results, with_interval),
+        f"{reported}": grid_rows(results, _on_test),
     }
     return as_text(title, tables, _headlines(results))
 
@@ -79,20 +78,17 @@ def write(stem: Path, outcome: Outcome, title: str, about: dict) -> list[Path]:
     return paths
 
 
-def best_cell_of_last_grid(folder: Path) -> tuple[float, str, Path]:
-    """(t, block, file) of the newest grid in `folder` that is not a baseline's.
+def best_cell_of_last_grid(folder: Path) -> tuple[float, str, Path] | None:
+    """(t, block, file) of the newest grid in `folder` that is not a baseline's; None without one.
 
-    Raises UserError if there is none.
+    Raises UserError if it is damaged.
     """
     grids = sorted(folder.glob("linear_grid*.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(grids):
         record = read_json(path)
         if record["baseline"] is None:
             return record["headline"]["t"], record["headline"]["block"], path
-    raise UserError(
-        f"no linear_grid*.json in {folder}: run linear.py --grid, or give --timestep and "
-        "--blockname"
-    )
+    return None
 
 
 def _headlines(results: list[CellResult]) -> list[str]:
@@ -106,19 +102,27 @@ def _headlines(results: list[CellResult]) -> list[str]:
 
 
 def headline(result: CellResult) -> str:
-    low, high = result.test_interval
-    accuracy = percent(result.test_accuracy)
-    return f"{result.name}: test {accuracy} % ({100 * low:.1f}-{100 * high:.1f})"
+    return f"{result.name}: test {with_interval(result.test_accuracy, result.test_interval, ' %')}"
 
 
 def percent(part: float) -> str:
     return f"{100 * part:.2f}"
 
 
-def with_interval(result: CellResult) -> str:
-    """The test accuracy, as in 58.49 (57.5-59.5)."""
-    low, high = result.test_interval
-    return f"{percent(result.test_accuracy)} ({100 * low:.1f}-{100 * high:.1f})"
+def with_interval(part: float, interval: tuple[float, float], unit: str = "") -> str:
+    """A part and its interval, all in 0..1, in %: 58.49 (57.5-59.5)."""
+    low, high = interval
+    return f"{percent(part)}{unit} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def half_width(interval: tuple[float, float]) -> float:
+    """Of an interval in 0..1, in %: the length of an error bar."""
+    low, high = interval
+    return 50 * (high - low)
+
+
+def _on_test(result: CellResult) -> str:
+    return with_interval(result.test_accuracy, result.test_interval)
 
 
 def _axes(cells: Sequence[ProbedCell]) -> tuple[list[str], list[str]]:
@@ -165,10 +169,7 @@ def as_markdown(title: str, tables: dict[str, list[list[str]]], closing: list[st
 
 
 def _markdown(results: list[CellResult], title: str) -> str:
-    rows = grid_rows(
-        results,
-        lambda r: f"{percent(r.validation_accuracy)} / {with_interval(r)}",
-    )
+    rows = grid_rows(results, lambda r: f"{percent(r.validation_accuracy)} / {_on_test(r)}")
     compared, reported = SEEN[results[0].k is not None]
     note = (
         "Accuracy in %: on the held-out 10 % of train / on test (95 % interval). The first is "

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import save_model
 from PIL import Image
 from scipy.special import hyp0f1
 from sklearn.metrics.pairwise import paired_distances, pairwise_distances
 from sklearn.preprocessing import normalize
 
-import checkpoint
 import contrastive
 from datasets import load_dataset
 from evaluation.contrastive import alignment, measure, on_sphere, uniformity
@@ -114,19 +114,12 @@ def test_more_noise_pulls_the_views_apart(source, images):
 
 
 @pytest.fixture
-def save_epoch(tiny_config, tmp_path):
+def save_epoch(tiny_config):
     """Writes model_<epoch>.pth with weights of their own."""
 
     def save(epoch: int, name: str = "first"):
         seed_everything(name, epoch)
-        weights = build_denoiser(tiny_config).net.state_dict()
-        state = {
-            "config": tiny_config.model_dump(mode="json"), "net": weights, "ema": weights,
-            "epoch": epoch, "step": 0, "metrics": {}, "versions": {},
-        }  # fmt: skip
-        path = tmp_path / "run" / "ckpts" / f"model_{epoch}.pth"
-        checkpoint.save(path, state)
-        return path
+        return save_model(tiny_config, epoch)
 
     return save
 
@@ -236,7 +229,7 @@ def test_some_images_keep_their_order_and_labels(tiny_config):
     places = [place[image.tobytes()] for image in chosen.images]
     assert places == sorted(set(places))
     assert (chosen.labels == dataset.labels[places]).all()
-    assert contrastive.some_images(dataset, None, 0).fingerprint() == dataset.fingerprint()
+    assert contrastive.some_images(dataset, None, 0) is dataset
 
 
 @pytest.mark.parametrize(("argv", "message"), [

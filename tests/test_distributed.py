@@ -72,7 +72,7 @@ def test_the_chain_is_not_started_by_torchrun(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         reproduce.main([])
     assert stop.value.code == 2
-    assert "run it with python" in capsys.readouterr().err
+    assert "start it with python, not torchrun" in capsys.readouterr().err
 
 
 def test_what_the_ranks_draw_is_cut_from_what_one_process_draws(monkeypatch, tmp_path):

@@ -11,11 +11,11 @@ import pytest
 import scipy.linalg
 import torch
 import yaml
+from conftest import save_model
 from pytorch_fid import fid_score
 from pytorch_fid import inception as theirs
 
 import fid
-from checkpoint import save
 from config import parse_config
 from errors import UserError
 from evaluation.frechet import (
@@ -28,7 +28,6 @@ from evaluation.frechet import (
 )
 from evaluation.image_sets import export_images
 from evaluation.inception import WEIGHTS_URL, find_weights, inception_features, load_inception
-from model.models import build_denoiser
 
 CPU = torch.device("cpu")
 TINY = {
@@ -314,10 +313,7 @@ def test_the_job_scores_a_folder_and_the_training_set_itself(
 
 
 def test_the_job_draws_samples_itself(experiment, torch_home, tmp_path, monkeypatch):
-    config = parse_config(TINY)
-    net = build_denoiser(config).net.state_dict()
-    state = {"config": config.model_dump(mode="json"), "net": net, "ema": net, "epoch": 3}
-    save(tmp_path / "run" / "ckpts" / "model_3.pth", state)
+    save_model(parse_config({**TINY, "save_dir": str(tmp_path / "run")}), 3)
     drawn = []
     monkeypatch.setattr(
         fid, "inception_features", lambda *args: drawn.append(args[1]) or inception_features(*args)
@@ -339,7 +335,7 @@ def test_the_job_draws_samples_itself(experiment, torch_home, tmp_path, monkeypa
         (["--samples", "x", "--epoch", "3"], "--samples and --epoch exclude each other"),
         (["--samples", "nowhere"], "nowhere"),
         (["--samples", "x", "--steps", "9", "--no_clip"], "leave out --steps, --no_clip"),
-        (["--n", "4"], "no model_<epoch>.pth"), (["--n", "4", "--batch_size", "0"], "1 or more"),
+        (["--n", "4"], "no model_<epoch>.pth"), (["--n", "4", "--batch_size", "0"], "at least 1"),
     ],
 )  # fmt: skip
 def test_mistakes_end_with_code_2(experiment, arguments, message, capsys):

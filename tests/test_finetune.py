@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 import finetune
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from errors import UserError
-from evaluation.finetuning import RECIPE, Classifier, accuracy, fine_tuning, stratified_subset
-from evaluation.supervised import SupervisedTraining
+from evaluation.finetuning import RECIPE, Classifier, accuracy, fine_tuning
+from evaluation.supervised import SupervisedTraining, stratified, stratified_subset
 from model.models import build_denoiser
 from utils import generator
 
@@ -29,11 +29,7 @@ T, BLOCK = 21, "out_2"
 def digits(tiny_config):
     """160 training and 100 test images."""
     train, test = (load_dataset(tiny_config, "data", split) for split in ("train", "test"))
-    return first(train, 160), first(test, 100)
-
-
-def first(dataset, n):
-    return replace(dataset, images=dataset.images[:n], labels=dataset.labels[:n])
+    return train.take(slice(160)), test.take(slice(100))
 
 
 @pytest.fixture
@@ -150,6 +146,11 @@ def test_subsets_are_stratified_and_nested():
     assert np.bincount(labels[stratified_subset(labels, 3, 0)]).tolist() == [1, 1, 1]
     assert len(stratified_subset(labels, 152, 0)) == 152
     assert not np.array_equal(small, stratified_subset(labels, 15, seed=1))
+    images = np.arange(152, dtype=np.uint8).reshape(152, 1, 1, 1)
+    dataset = Dataset("numbered", "train", images, labels, ["a", "b", "c"])
+    assert np.array_equal(stratified(dataset, 15, 0).images.flatten(), small)
+    assert np.array_equal(stratified(dataset, 15, 0).labels, labels[small])
+    assert stratified(dataset, None, 0) is dataset
     for n in (2, 153):
         with pytest.raises(UserError, match=f"{n} images asked for: there are 152 "):
             stratified_subset(labels, n, 0)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import linear
 import visualize_features
@@ -62,13 +64,13 @@ def test_cached_grid_then_one_cell_then_the_picture(run, capsys, monkeypatch, tm
     single = read(folder, "linear_out_2_t21_cached.json")
     assert single["headline"] == cells[21, "out_2"]
 
-    run(visualize_features, "--n", "100")
+    run(visualize_features, "--n", "100", "--output_dir", str(tmp_path / "elsewhere"))
     best = record["headline"]
     stem = f"tsne_ep1_t{best['t']}_{best['block']}"
-    with np.load(folder / f"{stem}.npz") as arrays:
+    with np.load(tmp_path / "elsewhere" / f"{stem}.npz") as arrays:
         assert arrays["points"].shape == (100, 2)
         assert np.isfinite(arrays["points"]).all()
-    assert Image.open(folder / f"{stem}.png").width > 800
+    assert Image.open(tmp_path / "elsewhere" / f"{stem}.png").width > 800
     assert Image.open(folder / "linear_grid_cached.png").width > 800
 
 
@@ -150,7 +152,7 @@ def test_pixels_need_no_checkpoint(run, tiny_checkpoint):
     (["--epochs", "all", "--epoch", "1"], "--epochs and --epoch exclude each other"),
     (["--epochs", "all", "--seeds", "0,1"], "--epochs and --seeds exclude each other"),
     (["--epochs", "all", "--baseline", "random"], "--epochs and --baseline exclude"),
-    (["--epochs", "0,-1"], "count from 0"),
+    (["--epochs", "0,-1"], "--epochs -1: give at least 0"),
     (["--seeds", "0,1", "--seed", "3"], "--seeds and --seed exclude each other"),
     (["--seeds", "0,1", "--save_features", "x.npz"], "--seeds and --save_features exclude"),
     (["--seeds", "1,1"], "two that differ"),
@@ -167,7 +169,7 @@ def test_mistakes(run, argv, message, capsys, tmp_path):
 @pytest.mark.parametrize(("argv", "message"), [
     ([], "run linear.py --grid"),
     (["--timestep", "1"], "give both"),
-    (["--n", "3"], "--n must be at least"),
+    (["--n", "3"], "--n 3: give at least 10"),
 ])  # fmt: skip
 def test_mistakes_of_the_picture(run, argv, message, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -176,9 +178,25 @@ def test_mistakes_of_the_picture(run, argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_amp_runs(run):
-    folder = run(linear, "--protocol", "cached", "--use_amp", "--blockname", "out_1")
+def test_a_damaged_grid_is_named(run, tmp_path, capsys):
+    (tmp_path / "run" / "linear_grid.json").write_text('{"basel')
+    with pytest.raises(SystemExit):
+        run(visualize_features)
+    assert "linear_grid.json: not valid JSON; delete it" in capsys.readouterr().err
+
+
+def test_amp_runs(run, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    seen = set()
+
+    def note(module, _, output):
+        if isinstance(module, nn.Conv2d):
+            seen.add(output.dtype)
+
+    with register_module_forward_hook(note):
+        folder = run(linear, "--protocol", "cached", "--use_amp", "--blockname", "out_1")
+    assert seen == {torch.bfloat16}
     record = read(folder, "linear_out_1_t21_cached.json")
-    assert record["use_amp"]
+    assert record["fingerprint"].endswith("-bfloat16")
     assert record["headline"]["test_accuracy"] > 0.5
     assert torch.isfinite(torch.tensor(record["images_per_s"]))

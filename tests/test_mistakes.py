@@ -11,10 +11,17 @@ from conftest import ROOT
 from cli import job_parser, model_of
 from errors import UserError
 
-JOBS = ["train", "linear", "contrastive", "visualize_features", "sample", "fid", "reproduce"]
-READS_A_MODEL = ["linear", "contrastive", "visualize_features", "sample", "fid"]
+READS_A_MODEL = [
+    "linear", "finetune", "noisy_classifier", "contrastive", "visualize_features", "sample", "fid",
+]  # fmt: skip
+TAKES_A_DEVICE = ["train", *READS_A_MODEL, "reproduce"]
+JOBS = [*TAKES_A_DEVICE, "visualize_diffusion"]
 # what a job cannot do without, beside a config
-MORE = {"fid": ["--n", "4"], "visualize_features": ["--timestep", "1", "--blockname", "out_1"]}
+MORE = {
+    "fid": ["--n", "4"],
+    "visualize_features": ["--timestep", "1", "--blockname", "out_1"],
+    "noisy_classifier": ["--backbone", "ddae"],
+}
 
 
 def refused(job: str, argv: list[str], capsys) -> str:
@@ -43,7 +50,7 @@ def test_no_config(job, capsys):
     assert "--config" in refused(job, ["--device", "cpu"], capsys)
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", TAKES_A_DEVICE)
 def test_a_device_that_is_not_there(job, tiny_yaml, capsys):
     message = refused(job, ["--config", str(tiny_yaml), "--device", "cuda:77"], capsys)
     assert "--device cuda:77" in message

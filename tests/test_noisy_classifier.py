@@ -164,7 +164,7 @@ def test_the_mlp_sees_standardised_features(tiny_config):
 def training(path, seed: int = 0, **recipe) -> SupervisedTraining:
     config = config_for("digits", (1, 8, 8))
     train = load_dataset(config, path.parent, "train")
-    train = replace(train, images=train.images[:100], labels=train.labels[:100])
+    train = train.take(slice(100))
     process = noise_levels(config)
     torch.manual_seed(seed)
     classifier = NoisyWideResNet(process, WideResNet(1, 10, 10, 1))
@@ -281,7 +281,7 @@ def test_both_backbones_end_in_one_table_and_plot(tiny_yaml, tiny_checkpoint, tm
         (["--backbone", "ddae", "--width", "0"], "--backbone ddae and --width exclude"),
         (["--backbone", "wrn", "--depth", "12"], "depth must be 6 n"),
         (["--backbone", "wrn", "--epochs", "5"], "--warm_epochs 5"),
-        (["--backbone", "wrn", "--lr", "-1"], "--lr more than 0"),
+        (["--backbone", "wrn", "--lr", "-1"], "--lr must be more than 0"),
         (["--backbone", "wrn", "--n_train", "3"], "give a number between"),
         (["--backbone", "ddae", "--blockname", "out_99"], "no block 'out_99'"),
     ],

@@ -85,6 +85,14 @@ def test_mistakes_are_found_before_training(argv, message):
         reproduce.parse_args(argv)
 
 
+def test_a_damaged_record_is_named(tmp_path):
+    path = tmp_path / "reproduce.json"
+    assert reproduce.read_record(path) == {"weights": None, "steps": {}}
+    path.write_text('{"weights": ')
+    with pytest.raises(UserError, match=r"reproduce\.json: not valid JSON; delete it"):
+        reproduce.read_record(path)
+
+
 def test_long_work_is_announced_with_what_shortens_it(tiny_yaml, monkeypatch):
     """At 10 images/s, 60 epochs of 50,000 images and the paper's grid take days."""
     cost = Cost(1, 1.0, 1.0, 10.0, 1, 80.0, probe_timesteps=3, sampling_steps=100)
