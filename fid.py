@@ -47,7 +47,7 @@ from utils import log, pick_device
 EXCLUDES = (("samples", ("n", "epoch", "input_scale"), "the images are there already"),)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = job_parser(
         "Scores samples against all training images: FID, and KID with --kid.", excludes=EXCLUDES
     )
@@ -78,7 +78,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_args(argv)
     device = pick_device(args.device)
     images = None if args.samples is None else read_images(args.samples)
     if images is not None and len(images) < 2:

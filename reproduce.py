@@ -105,18 +105,19 @@ def later_steps(
     args: argparse.Namespace, model: checkpoint.TrainedModel, samples: Path
 ) -> dict[str, list[str]]:
     """The commands after training, in order, each on the newest checkpoint."""
-    common = [*common_arguments(args), "--epoch", str(model.epoch)]
-    grid = [*python("linear.py"), *common, "--grid", "--protocol", args.protocol]
+    untrained = common_arguments(args)
+    common = [*untrained, "--epoch", str(model.epoch)]
+    grid = [*python("linear.py"), "--grid", "--protocol", args.protocol]
     inception = ["--inception", args.inception] if args.inception else []
     return {
-        "grid": grid,
-        "grid of an untrained network": [*grid, "--baseline", "random"],
-        "probe of raw pixels": [*grid, "--baseline", "pixels"],
+        "grid": [*grid, *common],
+        "grid of an untrained network": [*grid, *untrained, "--baseline", "random"],
+        "probe of raw pixels": [*grid, *untrained, "--baseline", "pixels"],
         "t-SNE": [*python("visualize_features.py"), *common],
         "samples": [*python("sample.py"), *common, "--n", str(args.n)],
         "fid": [
             *python("fid.py"),
-            *common_arguments(args),
+            *untrained,
             "--samples",
             str(samples / "pngs"),
             *inception,

@@ -1,5 +1,6 @@
 """The whole chain, every job for real and as its own process, on digits."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -8,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
+import checkpoint
 import reproduce
 from config import load_config
 from cost import Cost
@@ -121,3 +124,10 @@ def test_long_work_is_announced_with_what_shortens_it(tiny_yaml, monkeypatch):
     assert lines[0] == "train: about 80.0 h expected; --set n_epoch=... shortens it"
     assert any(line.startswith("grid: about 3.3 h") and "cached" in line for line in lines)
     assert not any(line.startswith("samples") for line in lines)
+
+
+def test_every_job_takes_its_command(tiny_yaml, tiny_checkpoint):
+    args = reproduce.parse_args(["--config", str(tiny_yaml), "--inception", str(tiny_yaml)])
+    model = checkpoint.load_denoiser(tiny_checkpoint, torch.device("cpu"))
+    for _, script, *options in reproduce.later_steps(args, model, Path("samples")).values():
+        importlib.import_module(Path(script).stem).parse_args(options)  # refuses what excludes
