@@ -9,7 +9,7 @@ import torch
 import distributed
 from batches import to_uint8
 from checkpoint import TrainedModel, versions
-from cli import dataset_of, job, job_parser, model_of
+from cli import at_least, dataset_of, job, job_parser, model_of
 from errors import UserError
 from evaluation.grids import load_png, save_image_grid, save_png
 from evaluation.neighbours import save_neighbours
@@ -27,11 +27,14 @@ from sampling import (
 )
 from utils import ImageNoise, log, peak_memory_bytes, pick_device
 
+EXCLUDES = (  # see cli.JobParser
+    ("interpolate", ("show_intermediate", "save_x0", "neighbours"), "it draws one strip"),
+)
 SHOWN = 8  # images of --show_intermediate, --save_x0 and --neighbours
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, excludes=EXCLUDES)
     add_sampler_arguments(parser)
     parser.add_argument(
         "--n", "--num_samples", "--num_images", type=int, default=64, help="how many images"
@@ -54,12 +57,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--interpolate", type=int, nargs=2, metavar=("A", "B"),
         help="instead of a set, one strip of images between those with the indices A and B",
     )  # fmt: skip
-    more.add_argument("--interp_steps", type=int, default=10, help="images in that strip")
+    more.add_argument("--interp_steps", type=int, default=10, help="images in it, with both ends")
     args = parser.parse_args(argv)
-    if args.n < 1 or args.batch_size < 1:
-        raise UserError("--n and --batch_size must be at least 1")
-    if args.interp_steps < 2:
-        raise UserError(f"--interp_steps {args.interp_steps}: give at least 2, the two ends")
+    at_least(args, n=1, batch_size=1, interp_steps=2)
     return args
 
 

@@ -10,9 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-import distributed
 from checkpoint import versions
-from cli import config_of, dataset_of, job, job_parser
+from cli import (
+    add_output_dir,
+    at_least,
+    config_of,
+    dataset_of,
+    folder_of,
+    job,
+    job_parser,
+    one_process,
+)
 from errors import UserError
 from evaluation.guidance import (
     DEPTH,
@@ -39,12 +47,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--epochs", type=int, default=RECIPE.epochs, help="of the classifier, on real images"
     )
-    parser.add_argument("--output_dir", help="default: the run's save_dir")
+    add_output_dir(parser)
     args = parser.parse_args(argv)
-    if args.epochs < 1:
-        raise UserError(f"--epochs {args.epochs}: give at least 1")
-    if distributed.world_size() > 1:
-        raise UserError("benchmarks.guidance is one process: start it without torchrun")
+    at_least(args, epochs=1)
+    one_process("benchmarks.guidance")
     return args
 
 
@@ -52,7 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config, device = config_of(args), pick_device(args.device)
-    folder = Path(args.output_dir or config.save_dir)
+    folder = folder_of(args, config)
     train, test = (dataset_of(args, config, split) for split in ("train", "test"))
     sets = [read_set(path, config.dataset) for path in args.folders]
     for other in sets[1:]:

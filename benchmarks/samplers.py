@@ -9,9 +9,18 @@ from pathlib import Path
 
 import torch
 
-import distributed
 from checkpoint import TrainedModel, versions
-from cli import dataset_of, int_list, job, job_parser, model_of
+from cli import (
+    add_output_dir,
+    at_least,
+    dataset_of,
+    folder_of,
+    int_list,
+    job,
+    job_parser,
+    model_of,
+    one_process,
+)
 from errors import UserError
 from evaluation.inception import find_weights
 from evaluation.sampler_errors import (
@@ -53,7 +62,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="clip D to [-1, 1] for all, as sample.py does unless told otherwise",
     )  # fmt: skip
     parser.add_argument(
-        "--reference_steps", type=int, default=1000, help="of Heun's method for the exact images"
+        "--reference_steps",
+        type=int,
+        default=1000,
+        help="of Heun's method for the exact images; halved to see their own error",
     )
     parser.add_argument(
         "--fid", type=int, nargs="?", const=FID_IMAGES, metavar="N",
@@ -62,19 +74,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--inception", metavar="PATH", help="pytorch-fid's weights; left out: downloaded once"
     )
-    parser.add_argument("--output_dir", help="default: the run's save_dir")
+    add_output_dir(parser)
     args = parser.parse_args(argv)
     args.evaluations = sorted(set(args.evaluations))
-    if args.n < 1 or args.batch_size < 1 or args.evaluations[0] < 1:
-        raise UserError("--n, --batch_size and --evaluations must be at least 1")
-    if args.reference_steps < 2:
-        raise UserError(f"--reference_steps {args.reference_steps}: give at least 2, it is halved")
+    at_least(args, n=1, batch_size=1, evaluations=1, fid=2, reference_steps=2)
     if args.inception is not None and args.fid is None:
         raise UserError("--inception is for FID: give --fid too")
-    if args.fid is not None and args.fid < 2:
-        raise UserError(f"--fid {args.fid}: FID needs at least 2 images, and is steady from 5,000")
-    if distributed.world_size() > 1:
-        raise UserError("benchmarks.samplers times one process: start it without torchrun")
+    one_process("benchmarks.samplers")
     return args
 
 
@@ -83,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
     model = model_of(args, device)
-    folder = Path(args.output_dir or model.config.save_dir)
+    folder = folder_of(args, model.config)
     table = {  # all of it before anything is drawn: what cannot be is said now
         (sampler, most): settings_within(model.denoiser, sampler, most, args.spacing, args.clip)
         for sampler in SAMPLERS

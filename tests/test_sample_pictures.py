@@ -68,6 +68,7 @@ def test_classes_go_round_by_index_and_guidance_0_ignores_them(conditional):
     (("--guidance", "2"), "without labels"), (("--classes", "1"), "without labels"),
     (("--interpolate", "0", "1", "--eta", "0.5"), "deterministic"),
     (("--interpolate", "0", "1", "--interp_steps", "1"), "at least 2"),
+    (("--interpolate", "0", "1", "--neighbours"), "exclude each other"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(call, capsys, options, message):
     with pytest.raises(SystemExit) as end:
