@@ -9,7 +9,7 @@ import time
 import torch
 
 from batches import Batches
-from cli import config_of, dataset_of, job, job_parser
+from cli import config_of, config_path, dataset_of, job, job_parser
 from cost import measure_cost
 from model.denoiser import Denoiser
 from training import Trainer
@@ -52,7 +52,8 @@ def extraction(denoiser: Denoiser, batches: Batches, block: str, use_amp: bool) 
 
 def table(rows: dict, args: argparse.Namespace, device: torch.device) -> str:
     lines = [
-        f"{args.config} on {device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{config_path(args)} on {device}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}",
         f"{'images/s':24}  {'float32':>8}  {'--use_amp':>9}  ratio",
     ]
     for name in dict.fromkeys(name for name, _ in rows):

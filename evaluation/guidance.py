@@ -17,7 +17,7 @@ from evaluation.plots import image_grids
 from evaluation.probe import wilson_interval
 from evaluation.sample_sets import png
 from evaluation.supervised import Recipe, SupervisedTraining, sgd
-from evaluation.tables import as_markdown, as_text, percent, write_text
+from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
 from files import read_json
 from model.wide_resnet import WideResNet
 from sampling import class_of
@@ -147,8 +147,7 @@ def report(folder: Path, record: dict, sets: Sequence[SampleSet], class_names: l
 
 
 def _share(row: dict) -> str:
-    low, high = row["interval"]
-    return f"{percent(row['share'])} ({100 * low:.1f}-{100 * high:.1f})"
+    return with_interval(row["share"], row["interval"])
 
 
 def _picture(path: Path, record: dict, sets: Sequence[SampleSet], class_names: list[str]) -> None:
