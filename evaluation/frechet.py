@@ -5,6 +5,7 @@ FID is Heusel et al. 2017 (arXiv 1706.08500), eq. 6; KID is Binkowski et al. 201
 """
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def _read_gaussian(path: Path) -> Gaussian | None:
             return Gaussian(arrays["mu"], arrays["sigma"], int(arrays["n"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         log.warning(f"{path} is damaged and is made anew")
         return None
 
