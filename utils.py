@@ -146,7 +146,10 @@ def progress(
     """A tqdm bar, which of several processes only rank 0 shows; `options` are tqdm's.
 
     `shared`: what it counts is this rank's share, and it is shown times the number of ranks.
+    In a file, where nothing overwrites the last state, it is written twice a minute.
     """
+    if not sys.stderr.isatty():
+        options.setdefault("mininterval", 30)
     if not distributed.is_main():
         options["disable"] = True
     if shared and distributed.world_size() > 1:
