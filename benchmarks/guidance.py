@@ -66,11 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     recipe = replace(RECIPE, epochs=args.epochs)
     judge = trained_judge(train, recipe, folder, device, config.seed, config.flip, args.use_amp)
 
+    real = test.take(np.isin(test.labels, sets[0].record["classes"]))
+
     def row(name: str, images: np.ndarray, labels: np.ndarray) -> dict:
         found = agreement(answers(judge, images, device, args.use_amp), labels)
         return {"name": name, "n": len(labels), "variation": variation(images, labels)} | found
-
-    real = np.isin(test.labels, sets[0].record["classes"])
 
     record = {
         "dataset": config.dataset,
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         "train_fingerprint": train.fingerprint(),
         "seed": config.seed,
         "use_amp": args.use_amp,
-        "real": row("real test images", test.images[real], test.labels[real]),
+        "real": row("real test images", real.images, real.labels),
         "sets": [
             row(found.name, found.images, found.labels)
             | {"folder": str(found.folder), "samples": found.record}

@@ -57,7 +57,9 @@ def trained_judge(
 
 
 @torch.no_grad()
-def answers(judge: nn.Module, images: np.ndarray, device: torch.device, use_amp: bool):
+def answers(
+    judge: nn.Module, images: np.ndarray, device: torch.device, use_amp: bool
+) -> np.ndarray:
     """images: (N, C, H, W) uint8 -> the class of each, (N,)."""
     found = []
     for start in range(0, len(images), SCORE_BATCH):
@@ -93,6 +95,11 @@ def read_set(folder: Path, dataset: str) -> SampleSet:
         )
     if record["dataset"] != dataset:
         raise UserError(f"{path}: images of {record['dataset']}, but the config's are {dataset}")
+    if record["n"] < 2 * len(record["classes"]):
+        raise UserError(
+            f"{path}: {record['n']} images of {len(record['classes'])} classes: draw at least 2 of "
+            "each with a larger --n"
+        )
     files = [png(folder, i) for i in range(record["n"])]
     for file in files:
         if not file.exists():
@@ -127,9 +134,10 @@ def report(folder: Path, record: dict, sets: Sequence[SampleSet], class_names: l
     header = ["", "images", "of the class asked for in % (95 %)", "variation within a class"]
     real = record["real"]["variation"]
     body = [
-        [row["name"], f"{row['n']:,}", _share(row), f"{row['variation'] / real:.2f}"]
+        [row["name"], f"{row['n']:,}", with_interval(row["share"], row["interval"]),
+         f"{row['variation'] / real:.2f}"]
         for row in rows
-    ]
+    ]  # fmt: skip
     by_class = [
         [class_names[c], *(percent(row["by_class"][c]) for row in rows)]
         for c in record["real"]["by_class"]
@@ -144,10 +152,6 @@ def report(folder: Path, record: dict, sets: Sequence[SampleSet], class_names: l
     write_text(folder / "guidance.md", as_markdown(title, tables, closing))
     _picture(folder / "guidance.png", record, sets, class_names)
     return as_text(title, tables, closing)
-
-
-def _share(row: dict) -> str:
-    return with_interval(row["share"], row["interval"])
 
 
 def _picture(path: Path, record: dict, sets: Sequence[SampleSet], class_names: list[str]) -> None:

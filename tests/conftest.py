@@ -1,5 +1,6 @@
 """What several tests share: tiny configs, a tiny trained checkpoint, the reference's numbers."""
 
+import contextlib
 import json
 import zlib
 from pathlib import Path
@@ -76,6 +77,20 @@ def save_model(
     }
     checkpoint.save(path, state)
     return path
+
+
+@pytest.fixture
+def mistake(capsys):
+    """`with mistake("words"):` around a job that has to end with code 2 and an error with them."""
+
+    @contextlib.contextmanager
+    def ends_with(words: str):
+        with pytest.raises(SystemExit) as stop:
+            yield
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+
+    return ends_with
 
 
 # --- the numbers of the reference implementation (../shared/reference/README.md)
