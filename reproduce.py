@@ -105,23 +105,17 @@ def later_steps(
     args: argparse.Namespace, model: checkpoint.TrainedModel, samples: Path
 ) -> dict[str, list[str]]:
     """The commands after training, in order, each on the newest checkpoint."""
-    untrained = common_arguments(args)
-    common = [*untrained, "--epoch", str(model.epoch)]
+    shared = common_arguments(args)
+    newest = [*shared, "--epoch", str(model.epoch)]
     grid = [*python("linear.py"), "--grid", "--protocol", args.protocol]
     inception = ["--inception", args.inception] if args.inception else []
     return {
-        "grid": [*grid, *common],
-        "grid of an untrained network": [*grid, *untrained, "--baseline", "random"],
-        "probe of raw pixels": [*grid, *untrained, "--baseline", "pixels"],
-        "t-SNE": [*python("visualize_features.py"), *common],
-        "samples": [*python("sample.py"), *common, "--n", str(args.n)],
-        "fid": [
-            *python("fid.py"),
-            *untrained,
-            "--samples",
-            str(samples / "pngs"),
-            *inception,
-        ],
+        "grid": [*grid, *newest],
+        "grid of an untrained network": [*grid, *shared, "--baseline", "random"],
+        "probe of raw pixels": [*grid, *shared, "--baseline", "pixels"],
+        "t-SNE": [*python("visualize_features.py"), *newest],
+        "samples": [*python("sample.py"), *newest, "--n", str(args.n)],
+        "fid": [*python("fid.py"), *shared, "--samples", str(samples / "pngs"), *inception],
     }
 
 

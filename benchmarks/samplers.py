@@ -62,11 +62,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="clip D to [-1, 1] for all, as sample.py does unless told otherwise",
     )  # fmt: skip
     parser.add_argument(
-        "--reference_steps",
-        type=int,
-        default=1000,
+        "--reference_steps", type=int, default=1000,
         help="of Heun's method for the exact images; halved to see their own error",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--fid", type=int, nargs="?", const=FID_IMAGES, metavar="N",
         help=f"also FID, of N images ({FID_IMAGES:,} without N) for each sampler and number",
