@@ -1,5 +1,6 @@
 """Training a denoiser: the step, what is measured, and what must survive a kill."""
 
+import math
 import signal
 import time
 from pathlib import Path
@@ -41,9 +42,24 @@ TRAJECTORIES = 4  # of the samples drawn while training, whose way out of the no
 MAX_BAD_IN_A_ROW = 10  # losses that are not finite, before the run ends
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """Linear warm-up over the first `warm_epoch` epochs, then constant."""
-    return config.lrate * min((epoch + 1) / max(config.warm_epoch, 1), 1)
+LR_DECAYS = {  # the factor of lrate when `done` (0 to 1) of the decay is behind
+    "none": lambda done: 1.0,
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """The rate of optimizer step number `step`, counted from 0.
+
+    It rises over the first `warm_epoch` epochs, epoch by epoch as in the reference, and over the
+    first `warm_step` steps; after `decay_from` of the run it falls to 0 as `lr_decay` says.
+    """
+    warm = min((step // steps_per_epoch + 1) / max(config.warm_epoch, 1), 1)
+    warm *= min((step + 1) / max(config.warm_step, 1), 1)
+    start = config.decay_from * total_steps
+    done = max(step - start, 0) / (total_steps - start)
+    return config.lrate * warm * LR_DECAYS[config.lr_decay](done)
 
 
 def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
@@ -124,7 +140,7 @@ class Trainer:
     def train_step(self) -> None:
         """Optimizer step number `self.step`; nothing is read back to the host."""
         config = self.config
-        lr = learning_rate(config, self.step // self.batches.steps_per_epoch)
+        lr = learning_rate(config, self.step, self.batches.steps_per_epoch, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         x0, u, noise, conditions = self._draw_images()

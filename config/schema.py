@@ -41,7 +41,10 @@ class DDPMDiffusion(Diffusion):
     objective: Literal["eps", "x0", "v"] = "eps"
     weighting: Literal["simple", "min_snr"] = "simple"
     gamma: PositiveFloat = 5.0  # of min_snr
-    time: Literal["discrete", "continuous"] = "discrete"  # t of training: 1 .. n_T, or all between
+    # what noise is trained: t uniform in 1 .. n_T or in all between, or sigma log-normal as in EDM
+    time: Literal["discrete", "continuous", "lognormal"] = "discrete"
+    p_mean: float = -1.2  # of ln(sigma) in training, where time is lognormal
+    p_std: PositiveFloat = 1.2
 
     @field_validator("betas")
     @classmethod
@@ -136,6 +139,9 @@ class Config(Section):
     accumulate: PositiveInt = 1  # batches per optimizer step
     lrate: PositiveFloat = 1e-4
     warm_epoch: NonNegativeInt = 13
+    warm_step: NonNegativeInt = 0  # optimizer steps of linear warm-up, on top of warm_epoch
+    lr_decay: Literal["none", "linear", "cosine"] = "none"  # to 0 at the last step of the run
+    decay_from: float = Field(0.0, ge=0, lt=1)  # the part of the run before the decay begins
     load_epoch: int = Field(-1, ge=-1)  # start from model_<load_epoch>.pth; -1: do not
     cond_drop_prob: float = Field(0.0, ge=0, lt=1)  # label dropout; above 0: class-conditional
     flip: bool = True

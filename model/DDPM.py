@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from config.schema import DDPMDiffusion
-from model.denoiser import Denoiser
+from model.denoiser import ALMOST_0, Denoiser, lognormal
 
 MAX_BETA = 0.999  # of the cosine schedule, whose last abar would be 0
-ALMOST_0 = 2.0**-24  # half the step of float32 uniforms: keeps a continuous sigma above 0
 
 
 def linear_alphas_cumprod(diffusion: DDPMDiffusion) -> np.ndarray:
@@ -40,6 +39,22 @@ OBJECTIVES = {  # what the network predicts: c_skip and c_out of D = c_skip x + 
     # v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans and Ho 2022, arXiv 2202.00512)
     "v": (lambda sigma: alpha(sigma) ** 2, lambda sigma: -alpha(sigma) * sigma),
 }
+
+
+def _discrete(process: "DDPM", u: Tensor) -> Tensor:
+    return process.sigma((u * process.n_T).long().clamp(max=process.n_T - 1) + 1)
+
+
+def _continuous(process: "DDPM", u: Tensor) -> Tensor:
+    return process.sigma(u * process.n_T)
+
+
+def _lognormal(process: "DDPM", u: Tensor) -> Tensor:
+    sigma = lognormal(u, process.diffusion.p_mean, process.diffusion.p_std)
+    return sigma.clamp(process.sigmas[0], process.sigmas[-1])
+
+
+TRAINING_SIGMA = {"discrete": _discrete, "continuous": _continuous, "lognormal": _lognormal}
 
 
 class DDPM(Denoiser):
@@ -75,10 +90,7 @@ class DDPM(Denoiser):
         return above + torch.log(sigma / low) / torch.log(high / low)
 
     def training_sigma(self, u: Tensor) -> Tensor:
-        t = u * self.n_T
-        if self.diffusion.time == "discrete":
-            t = t.long().clamp(max=self.n_T - 1) + 1
-        return self.sigma(t)
+        return TRAINING_SIGMA[self.diffusion.time](self, u)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         if self.diffusion.weighting == "simple":

@@ -2,13 +2,10 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from config.schema import EDMDiffusion
-from model.denoiser import Denoiser
-
-ALMOST_0 = 2.0**-24  # half the step of float32 uniforms: keeps the log-normal finite
+from model.denoiser import Denoiser, lognormal
 
 
 class EDM(Denoiser):
@@ -42,8 +39,7 @@ class EDM(Denoiser):
         return 1 + (self.n_T - 1) * part.clamp(0, 1)
 
     def training_sigma(self, u: Tensor) -> Tensor:
-        normal = torch.special.ndtri(u.clamp(ALMOST_0, 1 - ALMOST_0))
-        return (self.p_mean + self.p_std * normal).exp()
+        return lognormal(u, self.p_mean, self.p_std)
 
     def c_in(self, sigma: Tensor) -> Tensor:
         return (sigma**2 + self.sigma_data**2).rsqrt()

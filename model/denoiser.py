@@ -12,6 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+ALMOST_0 = 2.0**-24  # half the step of float32 uniforms: keeps a continuous sigma in (0, inf)
+
 
 class Denoiser(nn.Module, ABC):
     """Base of the processes. `net` is F: (c_in * x, c_noise, blocks=None) -> Tensor or features.
@@ -130,6 +132,12 @@ class Denoiser(nn.Module, ABC):
 
     def _net(self, x: Tensor, c_noise: Tensor, **conditions):
         return self.net(x.float(), c_noise.float(), **conditions)
+
+
+def lognormal(u: Tensor, mean: float, std: float) -> Tensor:
+    """sigma whose logarithm is normal with this mean and standard deviation, as an increasing
+    function of u, uniform in [0, 1) (Karras et al. 2022, table 1)."""
+    return (mean + std * torch.special.ndtri(u.clamp(ALMOST_0, 1 - ALMOST_0))).exp()
 
 
 def _per_image(sigma: Tensor) -> Tensor:

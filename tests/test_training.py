@@ -54,11 +54,21 @@ def assert_same(a: dict, b: dict) -> None:
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_warm_up(config):
-    config = parse_config({**config.model_dump(), "warm_epoch": 4, "lrate": 0.1})
-    rates = [learning_rate(config, epoch) for epoch in range(6)]
-    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
-    assert learning_rate(parse_config({"warm_epoch": 0, "lrate": 0.1}), 0) == 0.1
+def rates(steps=8, steps_per_epoch=2, **settings) -> list[float]:
+    config = parse_config({"lrate": 0.1, "warm_epoch": 0, **settings})
+    return [learning_rate(config, step, steps_per_epoch, steps) for step in range(steps)]
+
+
+def test_the_rate_warms_up_by_epochs_or_steps_and_decays_to_0():
+    assert rates(warm_epoch=4) == pytest.approx([0.025] * 2 + [0.05] * 2 + [0.075] * 2 + [0.1] * 2)
+    assert rates() == [0.1] * 8
+    assert rates(warm_step=4)[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    linear = rates(lr_decay="linear", decay_from=0.5)
+    assert linear == pytest.approx([0.1] * 5 + [0.075, 0.05, 0.025])
+    cosine = rates(lr_decay="cosine")
+    assert cosine[0] == 0.1
+    assert cosine[4] == pytest.approx(0.05)
+    assert cosine[7] < 0.005
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(config):
