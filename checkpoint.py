@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from config import Config, config_differences, parse_config
-from errors import UserError
-from files import replacing
-from foreign_checkpoints import adopted, is_foreign
 from model.denoiser import Denoiser
+from model.foreign_checkpoints import adopted, is_foreign
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser
+from support.errors import UserError
+from support.files import replacing
 from utils import seed_everything
 
 MODEL_KEYS = (

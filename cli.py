@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-import distributed
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
 from datasets import Dataset, canonical_name, load_dataset
-from errors import UserError
 from model.input_scale import INPUT_SCALES
+from support import distributed
+from support.errors import UserError
 from utils import setup_logging
 
 ALWAYS_EXCLUDED = (

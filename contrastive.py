@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import distributed
 from checkpoint import TrainedModel, saved_epochs, versions
 from cli import (
     add_output_dir,
@@ -21,9 +20,10 @@ from cli import (
     model_of,
 )
 from datasets import SPLITS, Dataset
-from evaluation.contrastive import LABELS, METRICS, figure, kept_rows, measure, row_of, table
-from evaluation.features import source_of
-from files import write_json
+from evaluation.alignment import LABELS, METRICS, figure, kept_rows, measure, row_of, table
+from evaluation.probe.features import source_of
+from support import distributed
+from support.files import write_json
 from utils import log, permutation, pick_device
 
 EXCLUDES = tuple(

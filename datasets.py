@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-import official
 from config import Config
-from errors import UserError
-from image_files import list_files, read_images, subfolders
+from readers import official
+from readers.image_files import list_files, read_images, subfolders
+from support.errors import UserError
 from utils import log
 
 SPLITS = ("train", "test")

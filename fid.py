@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import distributed
 from checkpoint import TrainedModel
 from cli import at_least, config_or_that_of_ckpt, dataset_of, job, job_parser, model_of
 from datasets import Dataset
-from errors import UserError
-from evaluation.frechet import (
+from evaluation.fid.frechet import (
     fit_gaussian,
     frechet_distance,
     kernel_distance,
@@ -25,8 +23,8 @@ from evaluation.frechet import (
     score_name,
     statistics_of,
 )
-from evaluation.image_sets import export_images, read_images
-from evaluation.inception import (
+from evaluation.fid.image_sets import export_images, read_images
+from evaluation.fid.inception import (
     N_FEATURES,
     WEIGHTS_SHA256,
     find_weights,
@@ -34,7 +32,6 @@ from evaluation.inception import (
     load_inception,
     weights_fingerprint,
 )
-from files import write_json
 from sampling import (
     SamplerSettings,
     add_sampler_arguments,
@@ -42,6 +39,9 @@ from sampling import (
     sampler_arguments_given,
     settings_of,
 )
+from support import distributed
+from support.errors import UserError
+from support.files import write_json
 from utils import log, pick_device
 
 EXCLUDES = (("samples", ("n", "epoch", "input_scale"), "the images are there already"),)

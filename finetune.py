@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-import distributed
 from checkpoint import TrainedModel, untrained, versions
 from cli import (
     add_output_dir,
@@ -26,8 +25,7 @@ from cli import (
 )
 from config import Config
 from datasets import Dataset
-from evaluation.features import short_hash, source_of
-from evaluation.finetuning import (
+from evaluation.classifiers.finetuning import (
     COMPARED,
     RECIPE,
     Classifier,
@@ -35,10 +33,12 @@ from evaluation.finetuning import (
     name_of,
     side_by_side,
 )
+from evaluation.classifiers.supervised import Recipe, comparable, stratified
 from evaluation.plots import curves
-from evaluation.probe import wilson_interval
-from evaluation.supervised import Recipe, comparable, stratified
-from files import write_json
+from evaluation.probe.features import short_hash, source_of
+from evaluation.probe.probe import wilson_interval
+from support import distributed
+from support.files import write_json
 from utils import pick_device
 
 EXCLUDES = (("scratch", ("epoch", "input_scale"), "no checkpoint is fine-tuned"),)

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-import distributed
 from checkpoint import untrained, versions
 from cli import (
     add_output_dir,
@@ -19,10 +18,13 @@ from cli import (
     model_of,
 )
 from config import Config
-from errors import UserError
-from evaluation import epochs, seeds, tables
-from evaluation.features import FeatureSource, pixel_source, source_of
-from evaluation.probe import PROTOCOLS, Probe
+from evaluation import tables
+from evaluation.probe import over_epochs as epochs
+from evaluation.probe import over_seeds as seeds
+from evaluation.probe.features import FeatureSource, pixel_source, source_of
+from evaluation.probe.probe import PROTOCOLS, Probe
+from support import distributed
+from support.errors import UserError
 from utils import log, pick_device
 
 EXCLUDES = (  # see cli.JobParser

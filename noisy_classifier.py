@@ -13,7 +13,6 @@ from dataclasses import asdict
 
 from torch import nn
 
-import distributed
 from checkpoint import versions
 from cli import (
     add_output_dir,
@@ -25,8 +24,7 @@ from cli import (
     job_parser,
     model_of,
 )
-from evaluation.features import short_hash
-from evaluation.noisy import (
+from evaluation.classifiers.noisy import (
     RECIPES,
     mlp_on_features,
     noise_drawer,
@@ -35,9 +33,11 @@ from evaluation.noisy import (
     wide_resnet,
     with_process,
 )
-from evaluation.noisy_report import report
-from evaluation.supervised import SupervisedTraining, stratified, stratified_subset
+from evaluation.classifiers.noisy_report import report
+from evaluation.classifiers.supervised import SupervisedTraining, stratified, stratified_subset
+from evaluation.probe.features import short_hash
 from model.models import PROCESSES
+from support import distributed
 from utils import pick_device
 
 EXCLUDES = (

@@ -27,13 +27,13 @@ from cli import (
     overrides_of,
 )
 from config import Config
-from cost import Cost, measure_cost
-from errors import UserError
-from evaluation.inception import find_weights
-from evaluation.report import command_line, write_report
-from files import read_json, write_json
+from evaluation.fid.inception import find_weights
+from evaluation.run_report import command_line, write_report
 from sampling import default_samples_folder, sampler_settings
-from training import Trainer
+from support.errors import UserError
+from support.files import read_json, write_json
+from training.cost import Cost, measure_cost
+from training.trainer import Trainer
 from utils import log, pick_device, setup_logging
 
 LONG_SECONDS = 3600  # what is expected to take longer is announced

@@ -6,16 +6,13 @@ from pathlib import Path
 
 import torch
 
-import distributed
 from batches import to_uint8
 from checkpoint import TrainedModel, versions
 from cli import at_least, dataset_of, job, job_parser, model_of
-from errors import UserError
-from evaluation.grids import load_png, save_image_grid, save_png
-from evaluation.neighbours import save_neighbours
-from evaluation.sample_sets import describe, earlier_set, finish, png
-from evaluation.trajectories import save_trajectory, slerp
-from files import write_json
+from evaluation.samples.grids import load_png, save_image_grid, save_png
+from evaluation.samples.neighbours import save_neighbours
+from evaluation.samples.sample_sets import describe, earlier_set, finish, png
+from evaluation.samples.trajectories import save_trajectory, slerp
 from sampling import (
     SamplerSettings,
     add_sampler_arguments,
@@ -25,6 +22,9 @@ from sampling import (
     settings_of,
     solve,
 )
+from support import distributed
+from support.errors import UserError
+from support.files import write_json
 from utils import ImageNoise, log, peak_memory_bytes, pick_device
 
 EXCLUDES = (  # see cli.JobParser

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from batches import to_uint8
 from cli import int_list
-from errors import UserError
 from model.denoiser import Denoiser
 from model.samplers import SAMPLERS, SPACINGS, DenoiseFn, NoiseFn, clipped, guided
+from support.errors import UserError
 from utils import ImageNoise, autocast, progress
 
 Watcher = Callable[[Tensor, float, Tensor], None]  # x (N, C, H, W), sigma, D(x, sigma)

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 import checkpoint
-import distributed
 from cli import config_of, dataset_of, job, job_parser
 from config import Config
-from cost import measure_cost
-from errors import UserError
 from model.DDPM import alpha
 from model.denoiser import Denoiser
-from training import Trainer
+from support import distributed
+from support.errors import UserError
+from training.cost import measure_cost
+from training.trainer import Trainer
 from utils import log, pick_device
 
 FREE_KEYS = {"n_epoch", "n_step", "sample_every", "save_every", "n_sample", "save_model",

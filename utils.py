@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import distributed
-from errors import UserError
+from support import distributed
+from support.errors import UserError
 
 log = logging.getLogger("tiny-ddae")
 

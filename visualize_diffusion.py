@@ -8,11 +8,11 @@ import torch
 from batches import to_model_range
 from cli import config_of, dataset_of, int_list, job, job_parser
 from config import Config
-from errors import UserError
 from evaluation.plots import forward_process
 from model.DDPM import alpha
 from model.denoiser import Denoiser
 from model.models import PROCESSES
+from support.errors import UserError
 from utils import generator
 
 PANELS = 8  # noise levels shown by default

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from sklearn.manifold import TSNE
 
-import distributed
 from cli import add_output_dir, at_least, dataset_of, folder_of, job, job_parser, model_of
-from errors import UserError
-from evaluation.features import Extractor, source_of
 from evaluation.plots import scatter
+from evaluation.probe.features import Extractor, source_of
 from evaluation.tables import best_cell_of_last_grid
-from files import replacing
+from support import distributed
+from support.errors import UserError
+from support.files import replacing
 from utils import log, permutation, pick_device
 
 MIN_IMAGES = 10

@@ -10,19 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import versions
-from cli import (
-    add_output_dir,
-    at_least,
-    config_of,
-    dataset_of,
-    folder_of,
-    job,
-    job_parser,
-    one_process,
-)
-from errors import UserError
-from evaluation.guidance import (
+from benchmarks.guidance_judge import (
     DEPTH,
     RECIPE,
     WIDTH,
@@ -34,7 +22,19 @@ from evaluation.guidance import (
     trained_judge,
     variation,
 )
-from files import write_json
+from checkpoint import versions
+from cli import (
+    add_output_dir,
+    at_least,
+    config_of,
+    dataset_of,
+    folder_of,
+    job,
+    job_parser,
+    one_process,
+)
+from support.errors import UserError
+from support.files import write_json
 from utils import pick_device
 
 

@@ -9,6 +9,16 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.sampler_errors import (
+    REFERENCE,
+    REFERENCE_SPACING,
+    Bench,
+    FidScore,
+    clock_of,
+    rms,
+    settings_within,
+)
+from benchmarks.sampler_report import Rows, report
 from checkpoint import TrainedModel, versions
 from cli import (
     add_output_dir,
@@ -21,21 +31,11 @@ from cli import (
     model_of,
     one_process,
 )
-from errors import UserError
-from evaluation.inception import find_weights
-from evaluation.sampler_errors import (
-    REFERENCE,
-    REFERENCE_SPACING,
-    Bench,
-    FidScore,
-    clock_of,
-    rms,
-    settings_within,
-)
-from evaluation.sampler_report import Rows, report
-from files import read_json, write_json
+from evaluation.fid.inception import find_weights
 from model.samplers import SAMPLERS, SPACINGS
 from sampling import SamplerSettings
+from support.errors import UserError
+from support.files import read_json, write_json
 from utils import pick_device, progress, redirect_to_bar
 
 FID_IMAGES = 5000

@@ -10,9 +10,9 @@ import torch
 
 from batches import Batches
 from cli import config_of, config_path, dataset_of, job, job_parser
-from cost import measure_cost
 from model.denoiser import Denoiser
-from training import Trainer
+from training.cost import measure_cost
+from training.trainer import Trainer
 from utils import autocast, pick_device
 
 BATCHES = 4  # timed, after one to warm up

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from config.schema import PROCESSES, Config
-from errors import UserError
+from support.errors import UserError
 
 __all__ = ["Config", "config_differences", "load_config", "parse_config"]
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from batches import to_uint8
-from files import replacing
+from support.files import replacing
 
 LEGEND_MARKER = 60  # area in points squared, whatever the size of the points
 LEGEND_CLASSES = 40  # more names than this cannot be read beside a figure

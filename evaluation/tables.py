@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.plots import heat_map
-from evaluation.probe import CellResult, Outcome, ProbedCell, best, best_on_test
-from files import read_json, replacing, write_json
+from evaluation.probe.probe import CellResult, Outcome, ProbedCell, best, best_on_test
+from support.files import read_json, replacing, write_json
 
 OVER = None  # what a probe is done over: once
 PICKED_ON_TEST = "picked on the test set, as published figures are"

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from errors import UserError
 from model.block import TimeEmbedding
+from support.errors import UserError
 
 STEM = 16  # channels before the first group, whatever the width
 EMBEDDED = 64  # n_channels of the time embedding, as in the project's UNet

@@ -12,12 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli
-import distributed
 import linear
 import sample
 import train
 from model.DDPM import DDPM
-from training import Trainer
+from support import distributed
+from training.trainer import Trainer
 
 read_all = cli.load_dataset
 

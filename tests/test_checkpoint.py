@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import checkpoint
 from config import parse_config
-from errors import UserError
+from support.errors import UserError
 
 CPU = torch.device("cpu")
 

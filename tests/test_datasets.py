@@ -10,10 +10,10 @@ from data_helpers import config_for, random_pixels
 from PIL import Image
 
 import datasets
-import image_files
 from config import parse_config
 from datasets import load_dataset
-from errors import UserError
+from readers import image_files
+from support.errors import UserError
 from utils import log
 
 FOLDER = config_for("folder", (3, 8, 8), classes=2)

@@ -1,0 +1,1 @@
+"""Networks trained with labels: fine-tuned, from scratch, on noisy images."""

@@ -1,0 +1,250 @@
+"""Training a classifier on labels: batches, steps, what must survive a kill, what compares."""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import checkpoint
+from batches import Batches
+from datasets import Dataset
+from evaluation.probe.paper_protocol import SAVE_EVERY_S, cosine, crop_padding
+from support import distributed
+from support.errors import UserError
+from support.files import read_json
+from utils import amp_dtype, autocast, log, permutation, progress, redirect_to_bar, seed_everything
+
+Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The rate rises linearly for `warm_epochs`, then falls to 0 by a cosine.
+
+    `batch_size` is global. Raises UserError, in the words of the command line, for what cannot be.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    warm_epochs: float
+    weight_decay: float
+
+    def __post_init__(self):
+        if min(self.epochs, self.batch_size) < 1:
+            raise UserError("--epochs and --batch_size must be at least 1")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise UserError("--lr must be more than 0, and --weight_decay not less")
+        if not 0 <= self.warm_epochs < self.epochs:
+            raise UserError(
+                f"--warm_epochs {self.warm_epochs:g}: of {self.epochs} epochs; give fewer, from 0 "
+                "up"
+            )
+
+    def changed_by(self, args: argparse.Namespace) -> "Recipe":
+        """With the values that the command line gives. Raises UserError."""
+        given = {name: vars(args).get(name) for name in vars(self)}
+        return replace(self, **{k: v for k, v in given.items() if v is not None})
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """The rate of `step`, counted from 0 across epochs."""
+        warm, last = self.warm_epochs * steps_per_epoch, self.epochs * steps_per_epoch
+        if step < warm:
+            return self.lr * (step + 1) / (warm + 1)
+        return cosine(self.lr, step - warm, last - warm)
+
+
+def sgd(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Nesterov momentum 0.9, as WideResNets are trained."""
+    return torch.optim.SGD(
+        module.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )  # fmt: skip
+
+
+def stratified(dataset: Dataset, n: int | None, seed: int) -> Dataset:
+    """n images of the dataset, see `stratified_subset`; all of it if n is None."""
+    return dataset if n is None else dataset.take(stratified_subset(dataset.labels, n, seed))
+
+
+def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """(n,) ascending indices: the classes in their proportions, of each at least one image.
+
+    Of one seed, a smaller subset is part of a larger one. Raises UserError if n is less than the
+    number of classes or more than that of the labels.
+    """
+    classes = np.unique(labels)
+    if not len(classes) <= n <= len(labels):
+        raise UserError(
+            f"{n} images asked for: there are {len(labels):,} of {len(classes)} classes; give a "
+            "number between these two"
+        )
+    place = np.empty(len(labels))  # of an image among those of its class, in 0..1
+    for label in classes:
+        index = np.flatnonzero(labels == label)
+        order = permutation(len(index), seed, "subset", int(label))
+        place[index[order]] = np.arange(len(index)) / len(index)
+    return np.sort(np.argsort(place, kind="stable")[:n])
+
+
+class SupervisedTraining:
+    """A run: `step` counts optimizer steps done, `history` has one dict per finished epoch,
+    `seconds` are those of all calls together.
+
+    The classifier is called with x0: (N, C, H, W) and what `draw` gives for the shape of the
+    global batch and the step: tensors with one row per image, of which each rank takes its part.
+    `measure` is called in eval mode at the end of every epoch, for what it adds to the history.
+    Random crops, and flips if `flip`, by (seed, step). The statistics of batch norm are each
+    rank's own, of which rank 0's are kept, as in DistributedDataParallel. The state is kept at
+    `path`, so that a new object with the same arguments goes on where the last one stopped. Raises
+    UserError if that file is damaged, or if there are fewer images than a batch takes.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        draw: Draw,
+        train: Dataset,
+        recipe: Recipe,
+        path: Path,
+        *,
+        seed: int,
+        flip: bool,
+        use_amp: bool,
+        measure: Callable[[], dict[str, float]] = dict,
+    ):
+        self.classifier, self.optimizer, self.draw = classifier, optimizer, draw
+        self.recipe, self.path, self.seed, self.use_amp = recipe, path, seed, use_amp
+        self.measure = measure
+        self.device = next(classifier.parameters()).device
+        self.part = distributed.share_of_batch(recipe.batch_size)
+        self.batches = Batches(
+            train.images, train.labels, recipe.batch_size, self.device, seed,
+            shuffle=True, flip=flip, crop_padding=crop_padding(train.images.shape[-1]),
+            drop_last=True, part=self.part,
+        )  # fmt: skip
+        if not self.batches.steps_per_epoch:
+            raise UserError(
+                f"--batch_size {recipe.batch_size} is more than the {len(train)} training images"
+            )
+        needs_scaler = use_amp and amp_dtype(self.device) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=needs_scaler)
+        self.step, self.history, self.seconds = 0, [], 0.0
+        self.sums = torch.zeros(3, device=self.device)  # loss, correct, images of this epoch
+        if self._load() and self.step < self.last:
+            log.info(f"going on at batch {self.step:,} of {path}")
+        self.model = distributed.replicated(classifier)
+
+    @property
+    def last(self) -> int:
+        return self.recipe.epochs * self.batches.steps_per_epoch
+
+    def run(self, save_every_s: float = SAVE_EVERY_S) -> list[dict]:
+        """Trains to the last epoch; the classifier is then in eval mode. Returns the history.
+
+        Accuracies are in 0..1. Raises UserError if the loss stops being finite.
+        """
+        saved = time.monotonic()
+        self.classifier.train()
+        options = {"total": self.last, "initial": self.step, "unit": "batch", "disable": None}
+        with progress(desc="training", **options) as bar, redirect_to_bar():
+            while self.step < self.last:
+                self.train_step()
+                bar.update()
+                ends_epoch = self.step % self.batches.steps_per_epoch == 0
+                if ends_epoch:
+                    self._end_epoch()
+                passed = time.monotonic() - saved
+                if ends_epoch or passed >= save_every_s:
+                    self.seconds += passed
+                    self._save()
+                    saved = time.monotonic()
+        distributed.barrier()
+        self._load()  # every rank has rank 0's statistics of batch norm
+        self.classifier.eval()
+        return self.history
+
+    def train_step(self) -> None:
+        """One optimizer step on batch number `self.step`, of which each rank takes its part."""
+        lr = self.recipe.learning_rate(self.step, self.batches.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        x0, y = self.batches[self.step]
+        drawn = self.draw(torch.Size((self.recipe.batch_size, *x0.shape[1:])), self.step)
+        seed_everything(self.seed, "dropout", self.step, distributed.rank())
+        with autocast(self.device, self.use_amp):
+            logits = self.model(x0, *(rows[self.part] for rows in drawn))
+        loss = F.cross_entropy(logits.float(), y)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        correct, n = (logits.argmax(1) == y).sum(), len(y)
+        sums = torch.stack([loss.detach() * n, correct.float(), correct.new_tensor(n).float()])
+        self.sums += distributed.sum_over_ranks(sums)
+        self.step += 1
+
+    def _end_epoch(self) -> None:
+        loss, correct, n = self.sums.tolist()
+        self.sums.zero_()
+        epoch = len(self.history) + 1
+        if not math.isfinite(loss):
+            raise UserError(
+                f"epoch {epoch}: the loss is not finite: delete {self.path} and lower --lr"
+                + (", or leave out --use_amp" if self.use_amp else "")
+            )
+        self.classifier.eval()
+        values = {"train_loss": loss / n, "train_accuracy": correct / n, **self.measure()}
+        self.classifier.train()
+        self.history.append({"epoch": epoch, **values})
+        log.info(f"epoch {epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def _save(self) -> None:
+        if not distributed.is_main():
+            return
+        state = {
+            "step": self.step,
+            "history": self.history,
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "classifier": self.classifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        checkpoint.save(self.path, state)
+
+    def _load(self) -> bool:
+        """Takes over the saved state; False if there is none."""
+        state = checkpoint.load_state(self.path)
+        if state is None:
+            return False
+        self.step, self.history = state["step"], state["history"]
+        self.seconds = state["seconds"]
+        self.sums = state["sums"].to(self.device)
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        return True
+
+
+def comparable(path: Path, record: dict, keys: Collection[str]) -> dict | None:
+    """The record of another run at `path`, if there is one that is equal in these keys.
+
+    Raises UserError if the file is damaged.
+    """
+    if not path.exists():
+        return None
+    other = read_json(path)
+    different = [key for key in keys if other.get(key) != record[key]]
+    if different:
+        log.info(f"note: {path} is of another {', '.join(different)}: not shown beside this one")
+        return None
+    return other

@@ -1,0 +1,1 @@
+"""Linear and k-NN probes of frozen features."""

@@ -1,0 +1,131 @@
+"""The reference's recipe for the heads: Adam on augmented images, resumable at any step."""
+
+import math
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import checkpoint
+from batches import Batches
+from config.schema import Linear
+from datasets import Dataset
+from evaluation.probe.features import Cell, Extractor, short_hash
+from evaluation.probe.heads import Head, HeadBank
+from support import distributed
+from utils import generator, log, progress
+
+SAVE_EVERY_S = 60.0
+
+
+def fit_paper(
+    extractor: Extractor,
+    train: Dataset,
+    held: np.ndarray,
+    timesteps: Collection[int],
+    blocks: Collection[str],
+    recipe: Linear,
+    flip: bool,
+    folder: Path,
+    save_every_s: float = SAVE_EVERY_S,
+) -> dict[Cell, list[Head]]:
+    """{cell: [the head that has not seen `held`, the head that has seen all of train]}.
+
+    held: (N,) bool. Adam at recipe.lrate, falling to 0 by a cosine, epoch by epoch; random crops,
+    flips if `flip`, new noise in every batch; features as they are. One forward per timestep and
+    batch feeds all heads. What is drawn depends on (seed, step) alone, and the state is saved in
+    `folder`, so that calling again with the same arguments goes on where the last call stopped.
+    Several processes divide every batch's forwards among them, and each fits all heads.
+    Raises UserError if a saved state is damaged.
+    """
+    device, seed = extractor.device, extractor.seed
+    batches = Batches(
+        train.images,
+        np.stack([train.labels, held], axis=1),  # a batch has to say which of it is held out
+        recipe.batch_size,
+        device,
+        seed,
+        shuffle=True,
+        flip=flip,
+        crop_padding=crop_padding(train.images.shape[-1]),
+    )
+    features_of = _noisy_features(extractor, timesteps, blocks)
+    widths = {cell: f.shape[1] for cell, f in features_of(batches[0][0][:1], 0).items()}
+    bank = HeadBank(widths, len(train.class_names), copies=2, seed=seed).to(device)
+    adam = torch.optim.Adam(bank.parameters(), lr=recipe.lrate)
+
+    fit = [recipe.n_epoch, recipe.batch_size, recipe.lrate, flip, seed, device.type]
+    settings = [extractor.source.fingerprint, train.fingerprint(), list(widths), fit]
+    path = folder / f"linear_state_{short_hash(settings)}.pth"
+    first = _resume(path, bank, adam)
+    last = recipe.n_epoch * batches.steps_per_epoch
+    begun = saved = time.monotonic()
+    for step in progress(
+        range(first, last), "heads", total=last, initial=first, unit="batch", disable=None
+    ):
+        x0, tags = batches[step]
+        y, is_held = tags.unbind(1)
+        seen = torch.stack([1 - is_held, torch.ones_like(is_held)], dim=1).float()
+        epoch = step // batches.steps_per_epoch
+        adam.param_groups[0]["lr"] = cosine(recipe.lrate, epoch, recipe.n_epoch)
+        adam.zero_grad()
+        bank.loss(features_of(x0, step), y, seen).backward()
+        adam.step()
+        if time.monotonic() - saved >= save_every_s or step == last - 1:
+            _save(path, step + 1, bank, adam)
+            saved = time.monotonic()
+    if first < last:
+        extractor.seconds += time.monotonic() - begun
+        extractor.n_forwards += (last - first) * recipe.batch_size * len(timesteps)
+    return bank.heads()
+
+
+def cosine(lrate: float, epoch: int, n_epoch: int) -> float:
+    """The learning rate of `epoch`, counted from 0: from lrate towards 0 at n_epoch."""
+    return lrate * (1 + math.cos(math.pi * epoch / n_epoch)) / 2
+
+
+def crop_padding(size: int) -> int:
+    """Pixels of padding of the random crop: 4, or an eighth of images smaller than 32."""
+    return min(4, size // 8)
+
+
+def _noisy_features(
+    extractor: Extractor, timesteps: Collection[int], blocks: Collection[str]
+) -> Callable[[Tensor, int], dict[Cell, Tensor]]:
+    @torch.no_grad()
+    def features_of(x0: Tensor, step: int) -> dict[Cell, Tensor]:
+        n, mine = len(x0), distributed.share(len(x0))
+        forwarded = distributed.at_least_one(mine)
+        part = slice(forwarded.start, forwarded.stop)
+        cells = {}
+        for t in timesteps:
+            draw = generator(x0.device, extractor.seed, "probe", step, t)
+            noise = torch.randn(x0.shape, generator=draw, device=x0.device)
+            features = extractor.source.features(x0[part], t, noise[part], blocks)
+            for block in blocks:
+                rows = features[block].float()[: len(mine)]
+                cells[t, block] = distributed.gather_shares(rows, n)
+        return cells
+
+    return features_of
+
+
+def _save(path: Path, step: int, bank: HeadBank, adam: torch.optim.Adam) -> None:
+    state = {"step": step, "bank": bank.state_dict(), "adam": adam.state_dict()}
+    if distributed.is_main():
+        checkpoint.save(path, state)
+
+
+def _resume(path: Path, bank: HeadBank, adam: torch.optim.Adam) -> int:
+    """Puts the saved state into bank and adam. Returns the step to go on at, 0 without one."""
+    state = checkpoint.load_state(path)
+    if state is None:
+        return 0
+    bank.load_state_dict(state["bank"])
+    adam.load_state_dict(state["adam"])
+    log.info(f"going on at batch {state['step']:,} of {path}")
+    return state["step"]

@@ -1,0 +1,1 @@
+"""Sets, grids and trajectories of samples."""

@@ -1,0 +1,85 @@
+"""The training images that are nearest to samples: the usual look for memorisation."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batches import to_model_range
+from checkpoint import TrainedModel
+from datasets import Dataset
+from evaluation.plots import image_table
+from evaluation.probe.features import Extractor, source_of
+from evaluation.tables import best_cell_of_last_grid
+from support import distributed
+from support.files import write_json
+
+NEAREST = 4
+CHUNK = 4096  # training images compared at once
+
+
+def nearest(views: Tensor, train: Iterable[Tensor], k: int = NEAREST) -> tuple[Tensor, Tensor]:
+    """views: (V, M, D), train: parts (n, D) of all rows -> the k smallest Euclidean distances of
+    the nearer view and the rows that have them, (M, k) each."""
+    distances, rows, start = [], [], 0
+    for part in train:
+        apart = torch.cdist(views, part, compute_mode="donot_use_mm_for_euclid_dist")  # exact
+        apart = apart.amin(dim=0)
+        d, i = apart.topk(min(k, len(part)), largest=False)
+        distances.append(d)
+        rows.append(i + start)
+        start += len(part)
+    d, order = torch.cat(distances, dim=1).topk(k, largest=False)
+    return d, torch.cat(rows, dim=1).gather(1, order)
+
+
+def save_neighbours(
+    path: Path, samples: Tensor, train: Dataset, model: TrainedModel, use_amp: bool
+) -> None:
+    """Shows each of samples, (M, C, H, W) uint8, beside its nearest images of `train`, in pixels
+    and in the features of the best block; the same as JSON, with the distances.
+
+    The block is that of the last grid in the run's folder, else the config's. Where training
+    flips images, a mirrored sample counts as the sample. Raises UserError if that grid is damaged.
+    """
+    config = model.config
+    best = best_cell_of_last_grid(Path(config.save_dir))
+    t, block = best[:2] if best else (config.linear.timestep, config.linear.blockname)
+    device = next(model.denoiser.parameters()).device
+    source = source_of(model, use_amp)
+    source.check([t], [block])
+    kept = Extractor(source, device, config.seed, folder=Path(config.save_dir) / "features")
+    views = torch.stack([samples, samples.flip(-1)] if config.flip else [samples])
+    n_views, n = views.shape[:2]
+    drawn = Dataset(
+        train.name, "samples", views.flatten(0, 1).numpy(), np.zeros(n_views * n, np.int64),
+        train.class_names,
+    )  # fmt: skip
+    features = {
+        "train": kept(train, [t], [block])[t, block],
+        "samples": Extractor(source, device, config.seed)(drawn, [t], [block])[t, block],
+    }
+    if not distributed.is_main():
+        return
+    unit = {name: _unit(torch.from_numpy(np.array(value))) for name, value in features.items()}
+    images = torch.from_numpy(np.array(train.images))
+    pixels = (to_model_range(part).flatten(1) for part in images.split(CHUNK))
+    found = {
+        "pixels": nearest(to_model_range(views).flatten(2), pixels),
+        "features": nearest(unit["samples"].unflatten(0, (n_views, n)), unit["train"].split(CHUNK)),
+    }
+    columns = [samples[:, None], *(images[rows] for _, rows in found.values())]
+    titles = ["sample", *(f"{name} {i + 1}" for name in found for i in range(NEAREST))]
+    what = f"{train.name}, epoch {model.epoch}: nearest training images, features of {block}, t={t}"
+    image_table(path, torch.cat(columns, dim=1), titles, what)
+    record = {
+        name: {"distances": d.tolist(), "indices": rows.tolist()}
+        for name, (d, rows) in found.items()
+    }
+    write_json(path.with_suffix(".json"), {"t": t, "block": block, **record})
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)

@@ -1,0 +1,74 @@
+"""A folder of samples: pngs/<i>.png, grid.png, and samples.json, which says what made them."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from checkpoint import TrainedModel
+from evaluation.samples.grids import load_png, rows_by_class, save_image_grid
+from sampling import SamplerSettings, classes_of, labels_of
+from support.errors import UserError
+from support.files import read_json, write_json
+
+GRID_IMAGES = 100  # at most so many in grid.png
+
+
+def finish(folder: Path, n: int, description: dict, settings: SamplerSettings, model) -> None:
+    """Writes samples.json, and the grid of the set's first images: a row for each class."""
+    images = torch.stack([load_png(png(folder, i)) for i in range(min(n, GRID_IMAGES))])
+    # between the images, over pixels: near 0 when all look the same
+    variance = images.float().div(127.5).var(dim=0, correction=0).mean().item()
+    write_json(folder / "samples.json", description | {"pixel_variance": round(variance, 5)})
+    y = labels_of(model.denoiser, settings, list(range(len(images))))
+    ordered, columns = rows_by_class(images, y)
+    save_image_grid(folder / "grid.png", ordered, columns or math.ceil(math.sqrt(len(images))))
+
+
+def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> dict:
+    """Everything that decides what the images look like."""
+    return {
+        "checkpoint": str(model.path),
+        "epoch": model.epoch,
+        "weights": model.fingerprint(),
+        "input_scale": model.input_scale,
+        "dataset": model.config.dataset,
+        "seed": model.config.seed,
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "eta": settings.eta,
+        "spacing": settings.spacing,
+        "clip": settings.clip,
+        "guidance": settings.guidance,
+        "classes": classes_of(model.denoiser, settings),
+        "use_amp": use_amp,
+    }
+
+
+def earlier_set(folder: Path, description: dict) -> dict:
+    """The samples.json of an earlier call, {} if none. Raises UserError if it drew other images."""
+    path = folder / "samples.json"
+    if not path.exists():
+        if any((folder / "pngs").glob("*.png")):
+            raise UserError(
+                f"{folder}/pngs holds images but no samples.json says what made them: "
+                "move them away, or choose another --output_dir"
+            )
+        return {}
+    earlier = read_json(path)
+    differences = [
+        f"  {key}: {value}, not {earlier.get(key)}"
+        for key, value in description.items()
+        if key != "checkpoint" and earlier.get(key) != value
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} holds images made in another way:\n"
+            + "\n".join(differences)
+            + "\nmove them away, or choose another --output_dir"
+        )
+    return earlier
+
+
+def png(folder: Path, index: int) -> Path:
+    return folder / "pngs" / f"{index}.png"

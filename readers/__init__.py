@@ -1,0 +1,1 @@
+"""Files on disk -> uint8 arrays."""

@@ -1,0 +1,203 @@
+"""Image files -> one uint8 array, decoded once and kept as a memory-mapped .npy beside them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from support.errors import UserError
+from support.files import replacing, write_json
+from utils import log, progress
+
+Shape = tuple[int, int, int]  # C, H, W
+
+CACHE_DIR = ".cache"
+CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
+FILES_PER_TASK = 64  # one task per file would cost more than decoding a small image
+MODES = {1: "L", 3: "RGB"}
+
+# What Pillow's readers were seen to raise on damaged files of fifteen formats.
+UNREADABLE = (
+    OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class ImageFile(NamedTuple):
+    path: str
+    size: int  # bytes
+    mtime_ns: int
+
+
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in `folder`, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def list_files(folder: Path) -> list[ImageFile]:
+    """Everything in `folder` that is not hidden, sorted by name."""
+    files = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                stat = entry.stat()
+            except FileNotFoundError:  # a link to nothing: decoding names it as unreadable
+                stat = entry.stat(follow_symlinks=False)
+            files.append(ImageFile(entry.path, stat.st_size, stat.st_mtime_ns))
+    return sorted(files)
+
+
+def read_images(
+    root: Path, name: str, files: list[ImageFile], shape: Shape, skip_bad_images: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes `files`, all of them under `root`, to `shape`, or maps the array kept from before.
+
+    Returns images (N, C, H, W), uint8, usually a read-only memory map of
+    `root/.cache/<name>-...npy`, and indices (N,) int64 into `files`. The array is renewed when
+    a file's name, size or time of change differs. Raises UserError that names unreadable files,
+    unless `skip_bad_images`: then they are left out with a warning.
+    """
+    if shape[0] not in MODES:
+        raise UserError(
+            f"network.image_shape {list(shape)}: image files are read in grey or in colour: "
+            "let it start with 1 or 3 channels"
+        )
+    key = f"{name}-{'x'.join(map(str, shape))}-{_fingerprint(root, files)}"
+    cache = root / CACHE_DIR
+    images, bad = _load(cache, key) or (None, None)
+    stored = images is not None
+    if not stored:
+        images, bad = _decode_all(files, shape, f"decoding {root.name}/{name}")
+    if bad:
+        text = _describe(root, name, bad, files)
+        if not skip_bad_images:
+            raise UserError(f"{text}\nReplace or remove them, or leave them out: --skip_bad_images")
+        log.warning("%s: left out", text)
+    kept = np.array([i for i in range(len(files)) if i not in bad], dtype=np.int64)
+    if not stored:
+        images = _store(cache, key, images[kept] if bad else images, bad)
+    return images, kept
+
+
+def decode(path: str, shape: Shape) -> np.ndarray:
+    """Reads one image: (C, H, W), uint8, resized to cover H x W and cropped around its centre.
+
+    Upright by its EXIF orientation; transparent parts become white; the first frame of an
+    animation; 16-bit grey is scaled to 8 bits. An image of the right size keeps its pixels.
+    Raises one of UNREADABLE.
+    """
+    channels, height, width = shape
+    with Image.open(path) as file:
+        image = _flatten(ImageOps.exif_transpose(file)).convert(MODES[channels])
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as one of 8 bits without transparency."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown: save it with 8 bits")
+    if image.mode.startswith("I"):  # 16-bit grey; "I" in older versions of Pillow
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("32-bit pixels, whose range is unknown: save it with 8 bits")
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image
+
+
+def _fingerprint(root: Path, files: list[ImageFile]) -> str:
+    start = len(str(root))  # relative paths: a moved dataset keeps its array
+    lines = [f"{path[start:]}|{size}|{mtime_ns}" for path, size, mtime_ns in files]
+    text = "\n".join([str(CACHE_VERSION), *lines])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _decode_all(files: list[ImageFile], shape: Shape, title: str):
+    """-> images (N, C, H, W), and why a file could not be read: {index: reason}."""
+    images = np.zeros((len(files), *shape), dtype=np.uint8)
+    bad: dict[int, str] = {}
+
+    def work(indices: range) -> int:
+        for i in indices:
+            try:
+                images[i] = decode(files[i].path, shape)
+            except UNREADABLE as error:
+                bad[i] = _reason(error)
+        return len(indices)
+
+    tasks = [
+        range(start, min(start + FILES_PER_TASK, len(files)))
+        for start in range(0, len(files), FILES_PER_TASK)
+    ]
+    # Threads, not processes: Pillow decodes and resizes outside the interpreter's lock, and a
+    # process that has started CUDA cannot be forked.
+    with (
+        progress(total=len(files), desc=title, unit="img") as bar,
+        ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool,
+    ):
+        for done in pool.map(work, tasks):
+            bar.update(done)
+    return images, dict(sorted(bad.items()))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _describe(root: Path, name: str, bad: dict[int, str], files: list[ImageFile]) -> str:
+    first = [
+        f"{os.path.relpath(files[i].path, root)} ({reason})" for i, reason in list(bad.items())[:3]
+    ]
+    more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
+    count = f"{len(bad)} of {len(files)} files of {root.name}/{name} cannot be read"
+    return f"{root}: {count}: {', '.join(first + more)}"
+
+
+def _load(cache: Path, key: str) -> tuple[np.ndarray, dict[int, str]] | None:
+    """The stored array and {index: reason} of what was left out of it, or None."""
+    try:
+        bad = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))["bad"]
+        images = np.load(cache / f"{key}.npy", mmap_mode="r")
+    except (OSError, ValueError, KeyError):  # not there, or damaged: decode again
+        return None
+    return images, {int(i): reason for i, reason in bad.items()}
+
+
+def _store(cache: Path, key: str, images: np.ndarray, bad: dict[int, str]) -> np.ndarray:
+    """Writes the array, then the note that makes it count; drops those it replaces.
+
+    Returns the memory-mapped array, or `images` itself where nothing can be written.
+    """
+    try:
+        with replacing(cache / f"{key}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, images)
+        write_json(cache / f"{key}.json", {"bad": bad})
+    except UserError as error:
+        log.warning("the decoded images are used from memory, not kept: %s", error)
+        return images
+    family = key.rpartition("-")[0]
+    for old in cache.glob(f"{family}-*"):
+        if not old.name.startswith(key):
+            with contextlib.suppress(OSError):  # another process is as welcome to remove it
+                old.unlink()
+    return np.load(cache / f"{key}.npy", mmap_mode="r")

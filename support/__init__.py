@@ -1,0 +1,1 @@
+"""The ground: errors, files, processes. Imports nothing of the project."""

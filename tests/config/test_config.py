@@ -1,0 +1,130 @@
+"""What a YAML may say, and what it gets for what it may not."""
+
+import pytest
+from conftest import ROOT
+
+import cli
+import train
+from cli import config_of
+from config import config_differences, load_config, parse_config
+from model.models import build_denoiser
+from support.errors import UserError
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("config/**/*.yaml")), ids=lambda p: p.stem)
+def test_every_yaml_loads_and_builds(path):
+    config = load_config(path)
+    assert config.linear.blockname in build_denoiser(config).block_names
+
+
+def test_a_yaml_of_the_reference_loads(tmp_path):
+    """The keys and value forms of FutureXiang/ddae."""
+    path = tmp_path / "ddae.yaml"
+    path.write_text(
+        "model_type: 'DDPM'\nnet_type: 'UNet'\ndiffusion:\n  n_T: 1000\n  betas: [1.0e-4, 0.02]\n"
+        "network:\n  image_shape: [3, 32, 32]\n  n_channels: 128\n  ch_mults: [1, 2, 2, 2]\n"
+        "  is_attn: [False, True, False, False]\n  dropout: 0.1\n  n_blocks: 2\n"
+        "  use_res_for_updown: False\nn_epoch: 2000\nbatch_size: 128\nlrate: 1.0e-4\n"
+        "warm_epoch: 13\nload_epoch: -1\nflip: True\nema: 0.9999\nn_sample: 30\n"
+        "save_dir: './output_DDPM_ddpm'\nsave_model: True\nlinear:\n  n_epoch: 15\n"
+        "  batch_size: 128\n  lrate: 1.0e-3\n  timestep: 11\n  blockname: 'out_6'\n"
+    )
+    config = load_config(path)
+    assert config.network.n_channels == 128
+    assert config.linear.blockname == "out_6"
+    parameters = sum(p.numel() for p in build_denoiser(config).parameters())
+    assert parameters == 35_746_307  # the paper's DDPM network
+
+
+def test_numbers_that_pyyaml_reads_as_text(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("lrate: 1e-4\ndiffusion: {betas: [1e-4, 2e-2]}\n")
+    config = load_config(path, ["linear.lrate=1e-2", "warm_epoch=0"])
+    assert config.lrate == 1e-4
+    assert config.diffusion.betas == (1e-4, 2e-2)
+    assert config.linear.lrate == 1e-2
+    assert config.warm_epoch == 0
+
+
+def test_overrides_leave_the_rest_of_a_section(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("linear: {timestep: 11, n_epoch: 3}\n")
+    config = load_config(path, ["linear.timestep=21"])
+    assert (config.linear.timestep, config.linear.n_epoch) == (21, 3)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("lrate: [", "not valid YAML"),
+    ("- a\n- b", "expected 'key: value'"),
+    ("batchsize: 64", "unknown key 'batchsize': did you mean 'batch_size'?"),
+    ("linear: {timestemp: 3}", "unknown key 'linear.timestemp': did you mean 'timestep'?"),
+    ("zzz: 1", "unknown key 'zzz': known here: dataset"),
+    ("n_epoch: many", "n_epoch: .*'many'"),
+    ("batch_size: 0", "batch_size: .*greater than 0"),
+    ("lrate: -1e-4", "lrate: .*greater than 0"),
+    ("network: {ch_mults: [1, 2]}", "ch_mults has 2 entries and is_attn 4"),
+    ("network: {image_shape: [3, 30, 32]}", "30x32 cannot be halved 3 times"),
+    ("network: {n_channels: 48}", "48 is not divisible by the 32 groups"),
+    ("network: {attn_channels_per_head: 48}", "48 does not divide"),
+    ("diffusion: {betas: [0.02, 1e-4]}", "betas must satisfy"),
+    ("model_type: GAN", "model_type: no 'GAN': there are DDPM, EDM"),
+    ("network: 3", "network: .*3"),
+])  # fmt: skip
+def test_mistakes_are_named_with_the_file(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("lrate", "expected key=value"),
+    ("linear.timestemp=1", "did you mean 'timestep'"),
+    ("lrate=[", "--set lrate="),
+    ("n_epoch.x=1", "n_epoch is a value"),
+])  # fmt: skip
+def test_mistakes_in_overrides(tmp_path, override, message):
+    path = tmp_path / "a.yaml"
+    path.write_text("n_epoch: 3")
+    with pytest.raises(UserError, match=message):
+        load_config(path, [override])
+
+
+def test_a_config_that_is_not_there():
+    with pytest.raises(UserError, match=r"no such config.*DDPM_ddpm\.yaml"):
+        load_config("config/DDPM_ddmp.yaml")
+
+
+def test_differences_name_the_nested_key():
+    a = parse_config({"lrate": 1e-3, "network": {"dropout": 0.2}})
+    lines = config_differences(a, parse_config({}), ignore={"lrate"})
+    assert lines == ["network.dropout: 0.2, not 0.1"]
+
+
+def test_a_shorthand_is_the_same_as_its_set(tiny_yaml):
+    short = train.parse_args([
+        "--config", str(tiny_yaml), "--epochs", "7", "--lr", "1e-5", "--timesteps", "50",
+        "--batch_size", "9", "--sample_every", "3", "--save_every", "4", "--output_dir", "there",
+    ])  # fmt: skip
+    sets = ("n_epoch=7", "lrate=1e-5", "diffusion.n_T=50", "batch_size=9", "sample_every=3",
+            "save_every=4", "save_dir=there")  # fmt: skip
+    long = train.parse_args(["--config", str(tiny_yaml)] + [f"--set={text}" for text in sets])
+    assert config_of(short) == config_of(long)
+    assert config_of(short).lrate == 1e-5
+
+
+@pytest.mark.parametrize(("name", "file"), [("mnist", "mnist.yaml"), ("cifar", "DDPM_ddpm.yaml")])
+def test_a_dataset_names_its_config(name, file):
+    args = train.parse_args(["--dataset", name])
+    assert config_of(args) == load_config(f"config/{file}")
+
+
+def test_a_dataset_without_a_config_and_two_configs_are_refused(tiny_yaml, monkeypatch):
+    with pytest.raises(UserError, match="did you mean 'mnist'"):
+        config_of(train.parse_args(["--dataset", "mnits"]))
+    monkeypatch.setattr(cli, "__file__", str(tiny_yaml))  # beside which there is no config/
+    with pytest.raises(UserError, match="no config for it"):
+        config_of(train.parse_args(["--dataset", "cifar100"]))
+    with pytest.raises(UserError, match="exclude each other"):
+        config_of(train.parse_args(["--dataset", "mnist", "--config", str(tiny_yaml)]))

@@ -1,0 +1,133 @@
+"""The whole chain, every job for real and as its own process, on digits."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import checkpoint
+import reproduce
+from config import load_config
+from support.errors import UserError
+from training.cost import Cost
+
+
+def command(tiny_yaml, tmp_path, *more: str) -> list[str]:
+    weights = tmp_path / "none.pth"
+    weights.write_text("not Inception's weights")
+    return [
+        sys.executable, "reproduce.py", "--config", str(tiny_yaml), "--device", "cpu",
+        "--protocol", "cached", "--n", "8", "--inception", str(weights), *more,
+    ]  # fmt: skip
+
+
+def run(*args):
+    return subprocess.run(command(*args), cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
+    folder = Path(load_config(tiny_yaml).save_dir)
+    process = subprocess.Popen(
+        command(tiny_yaml, tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    while not (folder / "linear_grid_cached.json").exists():  # interrupted after the first grid
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert not (folder / "report.md").exists()
+
+    done = run(tiny_yaml, tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = (folder / "report.md").read_text()
+    for text in ("trained network", "untrained network", "raw pixels", "FID: left out", "none.pth"):
+        assert text in report
+    for picture in [line for line in report.splitlines() if line.startswith("![")]:
+        name = picture.partition("(")[2].rstrip(")")
+        assert (folder / name).stat().st_size > 1000, name
+    record = json.loads((folder / "reproduce.json").read_text())
+    assert set(record["steps"]) == {
+        "train", "grid", "grid of an untrained network", "probe of raw pixels", "t-SNE",
+        "samples", "fid",
+    }  # fmt: skip
+
+    grid = (folder / "linear_grid_cached.json").stat().st_mtime_ns
+    again = run(tiny_yaml, tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "grid: done before" in again.stderr
+    assert (folder / "linear_grid_cached.json").stat().st_mtime_ns == grid
+
+
+def test_which_config():
+    for argv, path in (
+        ([], "config/digits.yaml"),
+        (["--dataset", "mnist"], "config/mnist.yaml"),
+        (["--config", "a.yaml"], "a.yaml"),
+    ):
+        arguments = reproduce.common_arguments(reproduce.parse_args(argv))
+        assert json.loads(json.dumps(arguments))[:2] == ["--config", path]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["--n", "0"], "--n 0: give at least 1"),
+    (["--inception", "nowhere.pth"], "--inception nowhere.pth: no such file"),
+    (["--config", "a.yaml", "--dataset", "mnist"], "--config and --dataset exclude each other"),
+])  # fmt: skip
+def test_mistakes_are_found_before_training(argv, message):
+    with pytest.raises(UserError, match=message):
+        reproduce.parse_args(argv)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    path = tmp_path / "reproduce.json"
+    assert reproduce.read_record(path) == {"weights": None, "steps": {}}
+    path.write_text('{"weights": ')
+    with pytest.raises(UserError, match=r"reproduce\.json: not valid JSON; delete it"):
+        reproduce.read_record(path)
+
+
+def test_long_work_is_announced_with_what_shortens_it(tiny_yaml, monkeypatch):
+    """At 10 images/s, 60 epochs of 50,000 images and the paper's grid take days."""
+    cost = Cost(1, 1.0, 1.0, 10.0, 1, 80.0, probe_timesteps=3, sampling_steps=100)
+    monkeypatch.setattr(reproduce, "measure", lambda *_: (cost, 60_000))
+
+    class Inline:
+        def __init__(self, *_, **__): ...
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+
+        def submit(self, function, *args):
+            self.value = function(*args)
+            return self
+
+        def result(self):
+            return self.value
+
+    monkeypatch.setattr(reproduce, "ProcessPoolExecutor", Inline)
+    args = reproduce.parse_args(["--config", str(tiny_yaml)])
+    lines = []
+    monkeypatch.setattr(reproduce.log, "info", lambda text, *a: lines.append(text % a))
+    reproduce.announce_long_work(args, load_config(tiny_yaml))
+    assert lines[0] == "train: about 80.0 h expected; --set n_epoch=... shortens it"
+    assert any(line.startswith("grid: about 3.3 h") and "cached" in line for line in lines)
+    assert not any(line.startswith("samples") for line in lines)
+
+
+def test_every_job_takes_its_command(tiny_yaml, tiny_checkpoint):
+    args = reproduce.parse_args(["--config", str(tiny_yaml), "--inception", str(tiny_yaml)])
+    model = checkpoint.load_denoiser(tiny_checkpoint, torch.device("cpu"))
+    for _, script, *options in reproduce.later_steps(args, model, Path("samples")).values():
+        importlib.import_module(Path(script).stem).parse_args(options)  # refuses what excludes

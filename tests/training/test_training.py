@@ -1,0 +1,373 @@
+"""Training: what a step does, and that a stopped run goes on as if nothing had happened."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from ema_pytorch import EMA
+
+import checkpoint
+import train
+from config import load_config, parse_config
+from datasets import Dataset
+from model.models import build_denoiser
+from support.errors import UserError
+from training.trainer import Trainer, learning_rate
+
+CPU = torch.device("cpu")
+
+
+def dataset(n: int, seed: int = 0) -> Dataset:
+    draw = np.random.default_rng(seed)
+    images = draw.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
+    return Dataset("digits", "train", images, np.zeros(n, np.int64), ["0"])
+
+
+def trainer(config, use_amp=False) -> Trainer:
+    return Trainer(config, dataset(40), dataset(8, seed=1), CPU, use_amp)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return parse_config({**tiny_config.model_dump(), "batch_size": 8, "n_epoch": 3})
+
+
+def state_of(t: Trainer) -> dict:
+    return {
+        **{f"net.{k}": v for k, v in t.denoiser.net.state_dict().items()},
+        **{f"ema.{k}": v for k, v in t.ema.ema_model.state_dict().items()},
+        **{f"window.{k}": v for k, v in t.window.sums.items()},
+    }
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def rates(steps=8, steps_per_epoch=2, **settings) -> list[float]:
+    config = parse_config({"lrate": 0.1, "warm_epoch": 0, **settings})
+    return [learning_rate(config, step, steps_per_epoch, steps) for step in range(steps)]
+
+
+def test_the_rate_warms_up_by_epochs_or_steps_and_decays_to_0():
+    assert rates(warm_epoch=4) == pytest.approx([0.025] * 2 + [0.05] * 2 + [0.075] * 2 + [0.1] * 2)
+    assert rates() == [0.1] * 8
+    assert rates(warm_step=4)[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    linear = rates(lr_decay="linear", decay_from=0.5)
+    assert linear == pytest.approx([0.1] * 5 + [0.075, 0.05, 0.025])
+    cosine = rates(lr_decay="cosine")
+    assert cosine[0] == 0.1
+    assert cosine[4] == pytest.approx(0.05)
+    assert cosine[7] < 0.005
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(config):
+    runs = []
+    for seed in (0, 0, 1):
+        t = trainer(parse_config({**config.model_dump(), "seed": seed}))
+        for _ in range(3):
+            t.train_step()
+        runs.append(state_of(t))
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["net.final.weight"], runs[2]["net.final.weight"])
+
+
+@pytest.mark.parametrize("use_amp", [False, True])
+def test_resumed_equals_uninterrupted_bit_for_bit(config, use_amp):
+    whole = trainer(config, use_amp)
+    for _ in range(9):
+        whole.train_step()
+    first = trainer(config, use_amp)
+    for _ in range(4):  # in the middle of an epoch of five steps
+        first.train_step()
+    first.save_latest()
+    second = trainer(config, use_amp)
+    second.resume(checkpoint.load(second.latest_path))
+    for _ in range(5):
+        second.train_step()
+    assert second.step == whole.step
+    assert_same(state_of(second), state_of(whole))
+    for mine, other in zip(
+        second.optimizer.state.values(), whole.optimizer.state.values(), strict=True
+    ):
+        assert_same(mine, other)
+
+
+def test_ema_is_that_of_ema_pytorch(config):
+    t = trainer(config)
+    theirs = EMA(t.denoiser.net, beta=config.ema, update_after_step=0, update_every=1)
+    for _ in range(5):
+        t.train_step()
+        theirs.update()
+    for a, b in zip(t.ema.ema_model.parameters(), theirs.ema_model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert t.ema.step.device.type == "cpu"
+
+
+def test_gradients_are_clipped(config):
+    t = trainer(parse_config({**config.model_dump(), "grad_clip": 1e-3}))
+    t.train_step()
+    norm = math.sqrt(sum(p.grad.square().sum().item() for p in t.denoiser.parameters()))
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert t.window.sums["grad_norm"] > 1e-2
+
+
+def test_a_step_of_several_batches_is_that_of_one_large_batch(config):
+    values = config.model_dump()
+    values |= {"optim": "SGD", "lrate": 0.1, "flip": True, "cond_drop_prob": 0.5}
+    values["network"] |= {"dropout": 0.0, "augment_dim": 9}
+    values["diffusion"] |= {"augment_prob": 0.5}
+    runs = {}
+    for batch_size, accumulate in ((16, 1), (8, 2), (8, 1)):
+        sizes = {"batch_size": batch_size, "accumulate": accumulate}
+        t = trainer(parse_config({**values, **sizes}))
+        seen = []
+        t.loss.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))
+        for _ in range(3):
+            t.train_step()
+        assert seen == [batch_size] * 3 * accumulate
+        runs[batch_size, accumulate] = t
+    one, several, small = runs.values()
+    assert several.batches.steps_per_epoch == one.batches.steps_per_epoch == 40 // 16
+    start = trainer(parse_config({**values, "batch_size": 16})).denoiser.net.state_dict()
+    for name, weight in one.denoiser.net.state_dict().items():
+        torch.testing.assert_close(several.denoiser.net.state_dict()[name], weight)
+    moved, apart = (
+        max((a - b).abs().max() for a, b in zip(one.denoiser.parameters(), other, strict=True))
+        for other in (start.values(), small.denoiser.parameters())
+    )
+    assert min(moved, apart) > 1e-3  # far above rounding
+    for name in ("loss", "grad_norm", "bucket_images", "bucket_loss"):
+        torch.testing.assert_close(several.window.sums[name], one.window.sums[name])
+
+
+def test_a_step_of_more_images_than_there_are_is_refused(config):
+    config = parse_config({**config.model_dump(), "accumulate": 6})
+    with pytest.raises(UserError, match="batch_size 8 times accumulate 6 is more than the 40"):
+        trainer(config)
+
+
+def test_n_step_ends_the_run_as_an_epoch_does_and_may_be_raised(config):
+    values = {**config.model_dump(), "save_every": 9, "sample_every": 9}
+
+    def run(**changes) -> Trainer:
+        t = trainer(parse_config({**values, **changes}))
+        train.position(t, restart=False)
+        t.run()
+        return t
+
+    folder = run(n_step=7).save_dir  # an epoch has five steps
+    state = checkpoint.load(folder / "ckpts" / "model_1.pth")
+    assert (state["epoch"], state["step"]) == (1, 7)
+    assert checkpoint.saved_epochs(folder) == [1]
+    assert [(line["kind"], line["step"]) for line in metric_lines(folder)] == [
+        ("train", 5), ("train", 7), ("test", 7),
+    ]  # fmt: skip
+    assert (folder / "visual" / "samples_ep1.png").exists()
+    longer, whole = run(n_step=9), trainer(config)
+    for _ in range(9):
+        whole.train_step()
+    assert longer.step == 9
+    for weights in ("net", "ema"):
+        assert_same(longer.state()[weights], whole.state()[weights])
+
+
+def break_loss(t: Trainer):
+    real = t.denoiser.loss
+    t.denoiser.loss = lambda *args: real(*args) * float("nan")
+    return lambda: setattr(t.denoiser, "loss", real)
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight(config):
+    t = trainer(config)
+    t.train_step()
+    before = {k: v.clone() for k, v in t.denoiser.net.state_dict().items()}
+    moments = [s["exp_avg"].clone() for s in t.optimizer.state.values()]
+    mend = break_loss(t)
+    t.train_step()
+    assert_same(before, t.denoiser.net.state_dict())
+    after = [s["exp_avg"] for s in t.optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    mend()
+    t.train_step()
+    values = t._read_window()
+    assert values["skipped"] == 1
+    assert math.isfinite(values["loss"])
+    assert all(p.isfinite().all() for p in t.denoiser.parameters())
+
+
+def test_ten_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(config):
+    t = trainer(parse_config({**config.model_dump(), "n_epoch": 10}))
+    t.train_step()
+    t.save_latest()
+    good = checkpoint.load(t.latest_path)["net"]
+    break_loss(t)
+    with pytest.raises(UserError, match="10 losses in a row were not finite"):
+        t.run()
+    assert_same(checkpoint.load(t.latest_path)["net"], good)
+
+
+def test_the_loss_falls_on_real_digits(tiny_yaml):
+    assert train.main(["--config", str(tiny_yaml), "--device", "cpu"]) == 0
+    run = Path(load_config(tiny_yaml).save_dir)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    tests = [line["loss"] for line in lines if line["kind"] == "test"]
+    assert losses[-1] < 0.7 * losses[0]
+    assert tests[1] < tests[0] < 1.1
+    assert len(lines[0]["loss_by_t"]) == 10
+    names = {p.name for p in (run / "ckpts").iterdir()}
+    assert names == {"model_0.pth", "model_1.pth", "best.pth", "latest.pth"}
+    state = checkpoint.load(run / "ckpts" / "model_1.pth")
+    assert "resume" not in state
+    norm = math.sqrt(sum(w.square().sum().item() for w in state["net"].values()))
+    assert lines[-2]["param_norm"] == pytest.approx(norm, rel=1e-5)
+    pictures = {path.name for path in (run / "visual").iterdir()}
+    assert pictures == {
+        "samples_ep0.png", "samples_ep1.png", "denoise_trajectory.png", "loss_curve.png",
+        "loss_by_timestep_bucket.png",
+    }  # fmt: skip
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_another_config_is_refused_with_the_differences(tiny_yaml, capsys):
+    common = ["--config", str(tiny_yaml), "--device", "cpu", "--sample_every", "9"]
+    train.main([*common, "--set", "n_epoch=1"])
+    with pytest.raises(SystemExit) as stop:
+        train.main([*common, "--set", "lrate=0.5"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "lrate: 0.5, not 0.001" in error
+    assert "--restart" in error
+    assert train.main([*common, "--set", "linear.timestep=3"]) == 0  # and n_epoch is 2 again
+    run = Path(load_config(tiny_yaml).save_dir)
+    assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 1
+    assert train.main([*common, "--set", "lrate=0.5", "--set", "n_epoch=1", "--restart"]) == 0
+    assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 0
+    assert checkpoint.saved_epochs(run) == [0]  # model_1.pth of the earlier run is not the newest
+    assert (run / "ckpts_before_1" / "model_1.pth").exists()
+
+
+def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
+    common = ["--config", str(tiny_yaml), "--device", "cpu", "--sample_every", "9"]
+    train.main(common)
+    ckpts = Path(load_config(tiny_yaml).save_dir) / "ckpts"
+    first = checkpoint.load(ckpts / "model_1.pth")
+    train.main([*common, "--set", "load_epoch=0"])
+    again = checkpoint.load(ckpts / "latest.pth")
+    assert again["step"] == first["step"] == 44
+    assert not torch.equal(again["net"]["final.weight"], first["net"]["final.weight"])  # new Adam
+    before = (ckpts / "latest.pth").read_bytes()
+    assert train.main([*common, "--set", "load_epoch=0"]) == 0  # finished: nothing to do
+    assert (ckpts / "latest.pth").read_bytes() == before
+
+
+def test_dry_run_writes_nothing(tiny_yaml, capsys):
+    assert train.main(["--config", str(tiny_yaml), "--device", "cpu", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("parameters", "GFLOPs", "memory", "images/s", "time expected"):
+        assert word in printed
+    assert not Path(load_config(tiny_yaml).save_dir).exists()
+
+
+@pytest.mark.parametrize(("options", "noted"), [
+    (("--timesteps", "100"), True), (("--timesteps", "1000"), False),
+    (("--timesteps", "100", "--set", "diffusion.schedule=cosine"), False),
+    (("--timesteps", "100", "--set", "diffusion.betas=[1e-3,0.2]"), False),
+])  # fmt: skip
+def test_a_schedule_that_ends_before_the_noise_covers_the_image_is_noted(options, noted, caplog):
+    config = load_config("config/digits.yaml", train.parse_args(list(options)).overrides)
+    with caplog.at_level("WARNING"):
+        train.note_what_is_left(build_denoiser(config))
+    assert ("leaves 36 % of the image's variance" in caplog.text) == noted
+
+
+def test_epochs_are_refused_where_steps_end_the_run(tiny_yaml, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--config", str(tiny_yaml), "--epochs", "3", "--set", "n_step=5"])
+    assert "n_step is 5" in capsys.readouterr().err
+
+
+def run_train(tiny_yaml, **options):
+    return subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(tiny_yaml), "--device", "cpu",
+         "--set", "n_epoch=6", "--sample_every", "3"],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+    )  # fmt: skip
+
+
+def wait_for(path: Path, process) -> None:
+    deadline = time.monotonic() + 600
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_and_resumed_equals_uninterrupted(tiny_yaml, tmp_path, how, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = Path(load_config(tiny_yaml).save_dir)
+    latest = run / "ckpts" / "latest.pth"
+    process = run_train(tiny_yaml)
+    wait_for(run / "ckpts" / "model_1.pth", process)
+    process.send_signal(how)
+    _, error = process.communicate(timeout=600)
+    if how == signal.SIGKILL:
+        assert process.returncode == -how
+    else:
+        assert process.returncode == 128 + how
+        assert "the same command goes on from there" in error
+    assert checkpoint.load(latest)["step"] < 6 * 22
+    process = run_train(tiny_yaml)
+    assert process.wait(timeout=600) == 0, process.stderr.read()
+    resumed, resumed_lines = checkpoint.load(latest), metric_lines(run)
+
+    run.rename(tmp_path / "first")
+    process = run_train(tiny_yaml)
+    assert process.wait(timeout=600) == 0
+    whole = checkpoint.load(latest)
+    for weights in ("net", "ema"):
+        assert_same(resumed[weights], whole[weights])
+    assert resumed_lines == metric_lines(run)
+
+
+def metric_lines(run: Path) -> list[dict]:
+    """Without what is measured in seconds and bytes."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_s", "peak_memory_mb")}
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize(("options", "name", "weight"), [
+    ({"diffusion": {"augment_prob": 0.5}, "network": {"augment_dim": 9}}, "augment", "aug_emb"),
+    ({"cond_drop_prob": 0.3}, "y", "label_emb"),
+])  # fmt: skip
+def test_conditions_are_drawn_by_step_and_reach_the_network(config, options, name, weight):
+    values = config.model_dump()
+    for key, value in options.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    t = trainer(parse_config({**values, "batch_size": 40}))
+    before = t.denoiser.net.time_emb.get_parameter(f"{weight}.weight").clone()
+    first, again = t._draw_images()[-1], t._draw_images()[-1]
+    assert list(first) == [name]
+    assert torch.equal(first[name], again[name])
+    t.train_step()
+    assert not torch.equal(first[name], t._draw_images()[-1][name])
+    assert not torch.equal(before, t.denoiser.net.time_emb.get_parameter(f"{weight}.weight"))
+    if name == "y":
+        assert set(first["y"].tolist()) == {-1, 0}

@@ -1,0 +1,1 @@
+"""The run that makes a checkpoint: the step, its log, its pictures."""
