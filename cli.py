@@ -14,7 +14,10 @@ import torch
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
 from datasets import Dataset, canonical_name, load_dataset
+from model.denoiser import Denoiser
 from model.input_scale import INPUT_SCALES
+from model.samplers import SAMPLERS, SPACINGS
+from sampling import SamplerSettings, sampler_settings
 from support import distributed
 from support.errors import UserError
 from utils import setup_logging
@@ -190,6 +193,51 @@ def _numbers(kind: type, text: str) -> list:
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise argparse.ArgumentTypeError(f"'{text}': expected {what}, as in 1,2,3") from None
+
+
+def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampler")
+    group.add_argument(
+        "--sampler", "--mode", type=str.lower, choices=list(SAMPLERS),
+        help="default: the process's own, ddim for DDPM and heun for EDM",
+    )  # fmt: skip
+    group.add_argument(
+        "--steps", type=int, help="default: the process's own (100 for DDPM, 18 for EDM); ddpm: all"
+    )
+    group.add_argument(
+        "--eta", type=float,
+        help="noise, from 0 (default, deterministic) to 1: ancestral for ddim, full churn for heun",
+    )  # fmt: skip
+    group.add_argument(
+        "--spacing", choices=list(SPACINGS),
+        help="of the noise levels; default: the process's own, leading for DDPM, karras for EDM",
+    )  # fmt: skip
+    group.add_argument("--no_clip", action="store_true", help="do not clip x0 to [-1, 1]")
+    group.add_argument(
+        "--guidance", type=float, metavar="W",
+        help="of a class-conditional network: 0 ignores the class, 1 (default) follows it, more "
+        "exaggerates it",
+    )  # fmt: skip
+    group.add_argument(
+        "--classes", type=int_list, metavar="C,C",
+        help="of a class-conditional network: image i is of the (i mod k)-th of these k (default: "
+        "all)",
+    )  # fmt: skip
+
+
+def sampler_arguments_given(args: argparse.Namespace) -> list[str]:
+    """Those of `add_sampler_arguments` that the command line holds, as it would write them."""
+    names = ("sampler", "steps", "eta", "spacing", "guidance", "classes")
+    given = [f"--{name}" for name in names if getattr(args, name) is not None]
+    return given + (["--no_clip"] if args.no_clip else [])
+
+
+def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
+    """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
+    return sampler_settings(
+        denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip,
+        args.guidance, args.classes,
+    )  # fmt: skip
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:

@@ -13,7 +13,17 @@ import numpy as np
 import torch
 
 from checkpoint import TrainedModel
-from cli import at_least, config_or_that_of_ckpt, dataset_of, job, job_parser, model_of
+from cli import (
+    add_sampler_arguments,
+    at_least,
+    config_or_that_of_ckpt,
+    dataset_of,
+    job,
+    job_parser,
+    model_of,
+    sampler_arguments_given,
+    settings_of,
+)
 from datasets import Dataset
 from evaluation.fid.frechet import (
     fit_gaussian,
@@ -32,13 +42,7 @@ from evaluation.fid.inception import (
     load_inception,
     weights_fingerprint,
 )
-from sampling import (
-    SamplerSettings,
-    add_sampler_arguments,
-    sample_in_batches,
-    sampler_arguments_given,
-    settings_of,
-)
+from sampling import SamplerSettings, sample_in_batches
 from support import distributed
 from support.errors import UserError
 from support.files import write_json

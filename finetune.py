@@ -35,10 +35,10 @@ from evaluation.classifiers.finetuning import (
 )
 from evaluation.classifiers.supervised import Recipe, comparable, stratified
 from evaluation.plots import curves
-from evaluation.probe.features import short_hash, source_of
+from evaluation.probe.features import source_of
 from evaluation.probe.probe import wilson_interval
 from support import distributed
-from support.files import write_json
+from support.files import short_hash, write_json
 from utils import pick_device
 
 EXCLUDES = (("scratch", ("epoch", "input_scale"), "no checkpoint is fine-tuned"),)

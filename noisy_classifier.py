@@ -35,9 +35,9 @@ from evaluation.classifiers.noisy import (
 )
 from evaluation.classifiers.noisy_report import report
 from evaluation.classifiers.supervised import SupervisedTraining, stratified, stratified_subset
-from evaluation.probe.features import short_hash
 from model.models import PROCESSES
 from support import distributed
+from support.files import short_hash
 from utils import pick_device
 
 EXCLUDES = (

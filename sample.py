@@ -6,22 +6,14 @@ from pathlib import Path
 
 import torch
 
-from batches import to_uint8
 from checkpoint import TrainedModel, versions
-from cli import at_least, dataset_of, job, job_parser, model_of
+from cli import add_sampler_arguments, at_least, dataset_of, job, job_parser, model_of, settings_of
+from datasets import to_uint8
 from evaluation.samples.grids import load_png, save_image_grid, save_png
 from evaluation.samples.neighbours import save_neighbours
 from evaluation.samples.sample_sets import describe, earlier_set, finish, png
 from evaluation.samples.trajectories import save_trajectory, slerp
-from sampling import (
-    SamplerSettings,
-    add_sampler_arguments,
-    default_samples_folder,
-    labels_of,
-    sample_in_batches,
-    settings_of,
-    solve,
-)
+from sampling import SamplerSettings, default_samples_folder, labels_of, sample_in_batches, solve
 from support import distributed
 from support.errors import UserError
 from support.files import write_json

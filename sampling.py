@@ -1,6 +1,5 @@
 """From a denoiser and a sampler's name to images; what sample.py, fid.py and training share."""
 
-import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from batches import to_uint8
-from cli import int_list
+from datasets import to_uint8
 from model.denoiser import Denoiser
 from model.samplers import SAMPLERS, SPACINGS, DenoiseFn, NoiseFn, clipped, guided
 from support.errors import UserError
@@ -43,43 +41,6 @@ class SamplerSettings:
         parts += [] if self.guidance is None else [f"guidance{self.guidance:g}"]
         parts += ["classes" + "-".join(map(str, self.classes))] if self.classes else []
         return "_".join(parts)
-
-
-def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampler")
-    group.add_argument(
-        "--sampler", "--mode", type=str.lower, choices=list(SAMPLERS),
-        help="default: the process's own, ddim for DDPM and heun for EDM",
-    )  # fmt: skip
-    group.add_argument(
-        "--steps", type=int, help="default: the process's own (100 for DDPM, 18 for EDM); ddpm: all"
-    )
-    group.add_argument(
-        "--eta", type=float,
-        help="noise, from 0 (default, deterministic) to 1: ancestral for ddim, full churn for heun",
-    )  # fmt: skip
-    group.add_argument(
-        "--spacing", choices=list(SPACINGS),
-        help="of the noise levels; default: the process's own, leading for DDPM, karras for EDM",
-    )  # fmt: skip
-    group.add_argument("--no_clip", action="store_true", help="do not clip x0 to [-1, 1]")
-    group.add_argument(
-        "--guidance", type=float, metavar="W",
-        help="of a class-conditional network: 0 ignores the class, 1 (default) follows it, more "
-        "exaggerates it",
-    )  # fmt: skip
-    group.add_argument(
-        "--classes", type=int_list, metavar="C,C",
-        help="of a class-conditional network: image i is of the (i mod k)-th of these k (default: "
-        "all)",
-    )  # fmt: skip
-
-
-def sampler_arguments_given(args: argparse.Namespace) -> list[str]:
-    """Those of `add_sampler_arguments` that the command line holds, as it would write them."""
-    names = ("sampler", "steps", "eta", "spacing", "guidance", "classes")
-    given = [f"--{name}" for name in names if getattr(args, name) is not None]
-    return given + (["--no_clip"] if args.no_clip else [])
 
 
 def sampler_settings(
@@ -129,14 +90,6 @@ def _checked_labels(denoiser: Denoiser, guidance: float | None, classes: list[in
     if guidance is not None and not 0 <= guidance < math.inf:
         raise UserError(f"--guidance {guidance}: give 0 or more")
     return 1.0 if guidance is None else guidance, tuple(classes) if classes else None
-
-
-def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
-    """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
-    return sampler_settings(
-        denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip,
-        args.guidance, args.classes,
-    )  # fmt: skip
 
 
 def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:

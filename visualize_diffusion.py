@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from batches import to_model_range
 from cli import config_of, dataset_of, int_list, job, job_parser
 from config import Config
+from datasets import to_model_range
 from evaluation.plots import forward_process
 from model.DDPM import alpha
 from model.denoiser import Denoiser

@@ -8,11 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from batches import to_model_range
-from datasets import Dataset
+from datasets import Dataset, to_model_range
 from evaluation.classifiers.supervised import Recipe, SupervisedTraining, sgd
 from evaluation.plots import image_grids
-from evaluation.probe.features import short_hash
 from evaluation.probe.probe import wilson_interval
 from evaluation.samples.grids import image_grid, load_png, rows_by_class
 from evaluation.samples.sample_sets import png
@@ -20,7 +18,7 @@ from evaluation.tables import as_markdown, as_text, percent, with_interval, writ
 from model.wide_resnet import WideResNet
 from sampling import class_of
 from support.errors import UserError
-from support.files import read_json
+from support.files import read_json, short_hash
 from utils import autocast, seed_everything
 
 DEPTH, WIDTH = 10, 2  # of the judge

@@ -27,18 +27,10 @@ from evaluation.fid.frechet import (
     statistics_of,
 )
 from evaluation.fid.inception import inception_features, load_inception, weights_fingerprint
-from evaluation.probe.features import short_hash
 from model.denoiser import Denoiser
 from model.samplers import SAMPLERS
-from sampling import (
-    SamplerSettings,
-    Watcher,
-    labels_of,
-    sample_in_batches,
-    sampler_settings,
-    solve,
-)
-from support.files import replacing
+from sampling import SamplerSettings, Watcher, labels_of, sample_in_batches, sampler_settings, solve
+from support.files import replacing, short_hash
 from utils import ImageNoise, log, progress
 
 REFERENCE = "heun"

@@ -8,8 +8,8 @@ import time
 
 import torch
 
-from batches import Batches
 from cli import config_of, config_path, dataset_of, job, job_parser
+from datasets import Batches
 from model.denoiser import Denoiser
 from training.cost import measure_cost
 from training.trainer import Trainer

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from batches import to_uint8
+from datasets import to_uint8
 from support.files import replacing
 
 LEGEND_MARKER = 60  # area in points squared, whatever the size of the points

@@ -1,6 +1,7 @@
 """Writing files so that a kill at any moment leaves the old one or the new one, never a half."""
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -56,3 +57,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def short_hash(settings: object) -> str:
+    """A name for settings of plain types: 12 hexadecimal digits."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

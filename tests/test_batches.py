@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from batches import Batches, to_model_range, to_uint8
+from datasets import Batches, to_model_range, to_uint8
 
 CPU = torch.device("cpu")
 

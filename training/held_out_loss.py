@@ -2,7 +2,7 @@
 
 import torch
 
-from batches import Batches
+from datasets import Batches
 from model.denoiser import Denoiser
 from support import distributed
 from utils import autocast, generator

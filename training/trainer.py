@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 import checkpoint
-from batches import Batches
 from checkpoint import TrainedModel
 from config import Config
+from datasets import Batches
 from evaluation.samples.trajectories import Trajectory
 from model.denoiser import Denoiser
 from model.models import build_denoiser

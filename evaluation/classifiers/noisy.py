@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batches import to_model_range
 from checkpoint import TrainedModel
 from config import Config, parse_config
-from datasets import Dataset
+from datasets import Dataset, to_model_range
 from evaluation.classifiers.supervised import Draw, Recipe, sgd
 from evaluation.probe.features import FeatureSource, source_of
 from evaluation.probe.probe import wilson_interval

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import checkpoint
-from batches import Batches
-from datasets import Dataset
-from evaluation.probe.paper_protocol import SAVE_EVERY_S, cosine, crop_padding
+from datasets import Batches, Dataset, crop_padding
+from evaluation.probe.paper_protocol import SAVE_EVERY_S, cosine
 from support import distributed
 from support.errors import UserError
 from support.files import read_json

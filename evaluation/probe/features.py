@@ -4,8 +4,6 @@ A cell (t, block) is one feature vector per image: the spatial mean of a decoder
 image with the noise of timestep t (Xiang et al. 2023, arXiv 2303.09769, section 3.2).
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -15,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batches import Batches
 from checkpoint import TrainedModel
-from datasets import Dataset
+from datasets import Batches, Dataset
 from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
-from support.files import replacing
+from support.files import replacing, short_hash
 from utils import amp_dtype, autocast, generator, log, progress
 
 Cell = tuple[float, str]  # timestep, block
@@ -198,12 +195,6 @@ class Extractor:
     def _key(self, dataset: Dataset) -> str:
         settings = [self.source.fingerprint, dataset.fingerprint(), dataset.split, self.seed]
         return f"{dataset.name}_{dataset.split}_{short_hash(settings)}"
-
-
-def short_hash(settings: object) -> str:
-    """A name for settings of plain types: 12 hexadecimal digits."""
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def save_features(path: Path, datasets: list[Dataset], features: list[dict[Cell, np.ndarray]]):

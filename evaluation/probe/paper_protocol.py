@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import checkpoint
-from batches import Batches
 from config.schema import Linear
-from datasets import Dataset
-from evaluation.probe.features import Cell, Extractor, short_hash
+from datasets import Batches, Dataset, crop_padding
+from evaluation.probe.features import Cell, Extractor
 from evaluation.probe.heads import Head, HeadBank
 from support import distributed
+from support.files import short_hash
 from utils import generator, log, progress
 
 SAVE_EVERY_S = 60.0
@@ -86,11 +86,6 @@ def fit_paper(
 def cosine(lrate: float, epoch: int, n_epoch: int) -> float:
     """The learning rate of `epoch`, counted from 0: from lrate towards 0 at n_epoch."""
     return lrate * (1 + math.cos(math.pi * epoch / n_epoch)) / 2
-
-
-def crop_padding(size: int) -> int:
-    """Pixels of padding of the random crop: 4, or an eighth of images smaller than 32."""
-    return min(4, size // 8)
 
 
 def _noisy_features(

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from config.schema import Linear
 from datasets import Dataset
-from evaluation.probe.features import Cell, Extractor, FeatureSource, save_features, short_hash
+from evaluation.probe.features import Cell, Extractor, FeatureSource, save_features
 from evaluation.probe.heads import fit_logistic
 from evaluation.probe.knn import knn_accuracies
 from evaluation.probe.paper_protocol import fit_paper
 from support import distributed
 from support.errors import UserError
-from support.files import read_json, write_json
+from support.files import read_json, short_hash, write_json
 from utils import log, permutation, progress
 
 # (x, y, x_new, y_new, n_classes) -> {k: accuracy on x_new of what x teaches}, k None but for k-NN

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batches import to_model_range
 from checkpoint import TrainedModel
-from datasets import Dataset
+from datasets import Dataset, to_model_range
 from evaluation.plots import image_table
 from evaluation.probe.features import Extractor, source_of
 from evaluation.tables import best_cell_of_last_grid

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from batches import to_uint8
 from checkpoint import TrainedModel
+from datasets import to_uint8
 from evaluation.plots import image_table
 from evaluation.samples.grids import save_png
 from model.denoiser import Denoiser

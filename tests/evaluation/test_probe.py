@@ -10,10 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from batches import Batches
 from config import parse_config
 from config.schema import Linear
-from datasets import Dataset
+from datasets import Batches, Dataset
 from evaluation.probe.features import Extractor, FeatureSource, network_source, pixel_source
 from evaluation.probe.heads import HeadBank, fit_logistic
 from evaluation.probe.paper_protocol import fit_paper

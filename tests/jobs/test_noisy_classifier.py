@@ -13,10 +13,9 @@ from PIL import Image
 from torch import nn
 
 import noisy_classifier
-from batches import to_model_range
 from checkpoint import TrainedModel
 from config import parse_config
-from datasets import Dataset, load_dataset
+from datasets import Dataset, load_dataset, to_model_range
 from evaluation.classifiers.noisy import (
     FeatureClassifier,
     NoisyWideResNet,

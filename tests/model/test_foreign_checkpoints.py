@@ -15,10 +15,9 @@ import checkpoint
 import linear
 import sample
 import visualize_features
-from batches import to_model_range
 from cli import job_parser, model_of
 from config import load_config, parse_config
-from datasets import load_dataset
+from datasets import load_dataset, to_model_range
 from evaluation.probe.features import Extractor, network_source
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser
