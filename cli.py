@@ -13,7 +13,7 @@ import torch
 
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
-from datasets import Dataset, canonical_name, load_dataset
+from datasets import Dataset, canonical_name, read_dataset
 from model.denoiser import Denoiser
 from model.input_scale import INPUT_SCALES
 from model.samplers import SAMPLERS, SPACINGS
@@ -150,12 +150,12 @@ def add_output_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
 
 
-def folder_of(args: argparse.Namespace, config: Config) -> Path:
+def results_folder(args: argparse.Namespace, config: Config) -> Path:
     """Where the results go: --output_dir, else the run's folder."""
     return Path(args.output_dir or config.save_dir)
 
 
-def cell_of(args: argparse.Namespace, config: Config) -> tuple[int, str]:
+def one_cell(args: argparse.Namespace, config: Config) -> tuple[int, str]:
     """(timestep, block): --timestep and --blockname, what is not given (or not taken) the
     config's."""
     t, block = (vars(args).get(name) for name in ("timestep", "blockname"))
@@ -232,7 +232,7 @@ def sampler_arguments_given(args: argparse.Namespace) -> list[str]:
     return given + (["--no_clip"] if args.no_clip else [])
 
 
-def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
+def chosen_sampler(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
     """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
     return sampler_settings(
         denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip,
@@ -240,7 +240,7 @@ def settings_of(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings
     )  # fmt: skip
 
 
-def overrides_of(args: argparse.Namespace) -> list[str]:
+def overrides_and_seed(args: argparse.Namespace) -> list[str]:
     """The --set values of the command line, and --seed as one of them."""
     return args.overrides + ([f"seed={args.seed}"] if args.seed is not None else [])
 
@@ -248,23 +248,20 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
 def config_path(args: argparse.Namespace) -> Path:
     """The YAML that the command line names. Raises UserError."""
     if args.dataset:
-        return config_for(args.dataset)
+        return find_config(args.dataset)
     if args.config is None:
         raise UserError("no config: give --config config/DDPM_ddpm.yaml, or another one")
     return Path(args.config)
 
 
-def config_of(args: argparse.Namespace) -> Config:
-    """The config that the command line names. Raises UserError."""
-    return load_config(config_path(args), overrides_of(args))
+def pick_config(args: argparse.Namespace) -> Config:
+    """The config that the command line names, or the one inside --ckpt. Raises UserError."""
+    if vars(args).get("ckpt") is not None:
+        return load_model(args, torch.device("cpu")).config
+    return load_config(config_path(args), overrides_and_seed(args))
 
 
-def config_or_that_of_ckpt(args: argparse.Namespace, device: torch.device) -> Config:
-    """The config that the command line names, which --ckpt alone does too. Raises UserError."""
-    return config_of(args) if args.ckpt is None else model_of(args, device).config
-
-
-def config_for(dataset: str) -> Path:
+def find_config(dataset: str) -> Path:
     """The first file in config/ that is for this dataset. Raises UserError if there is none."""
     name = canonical_name(dataset)
     folder = Path(os.path.relpath(Path(__file__).parent / "config"))
@@ -274,21 +271,22 @@ def config_for(dataset: str) -> Path:
     raise UserError(f"--dataset {dataset}: no config for it in {folder}: give --config")
 
 
-def dataset_of(args: argparse.Namespace, config: Config, split: str) -> Dataset:
+def load_dataset(args: argparse.Namespace, config: Config, split: str) -> Dataset:
     """The "train" or "test" split of the config's dataset, from --data_dir. Raises UserError."""
     with distributed.main_first():  # it downloads, and keeps what it has decoded
-        return load_dataset(config, args.data_dir, split, args.skip_bad_images)
+        return read_dataset(config, args.data_dir, split, args.skip_bad_images)
 
 
-def model_of(args: argparse.Namespace, device: torch.device) -> TrainedModel:
+def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:
     """The trained model that the command line names, by --ckpt or by --config and --epoch.
 
     Raises UserError.
     """
     if args.ckpt is None:
-        config = config_of(args)
+        config = pick_config(args)
         path = find(config.save_dir, args.epoch)
     else:
-        config = config_of(args) if args.config or args.dataset else None
+        named = args.config or args.dataset
+        config = load_config(config_path(args), overrides_and_seed(args)) if named else None
         path = Path(args.ckpt)
-    return load_denoiser(path, device, config, overrides_of(args), args.input_scale)
+    return load_denoiser(path, device, config, overrides_and_seed(args), args.input_scale)

@@ -11,17 +11,18 @@ from checkpoint import TrainedModel, saved_epochs, versions
 from cli import (
     add_output_dir,
     at_least,
-    cell_of,
-    config_of,
-    dataset_of,
-    folder_of,
     job,
     job_parser,
-    model_of,
+    load_dataset,
+    load_model,
+    one_cell,
+    pick_config,
+    results_folder,
 )
 from datasets import SPLITS, Dataset
-from evaluation.alignment import LABELS, METRICS, figure, kept_rows, measure, row_of, table
-from evaluation.probe.features import source_of
+from evaluation.alignment import LABELS, METRICS, figure, kept_rows, measure, table
+from evaluation.probe.features import model_source
+from evaluation.tables import find_or_add_row
 from support import distributed
 from support.files import write_json
 from utils import log, permutation, pick_device
@@ -65,11 +66,11 @@ def at_interval(epochs: list[int], interval: int) -> list[int]:
 
 
 def for_each_model(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The arguments once for every checkpoint, as `model_of` reads them."""
+    """The arguments once for every checkpoint, as `load_model` reads them."""
     if args.ckpt is not None or args.epoch is not None:
         return [args]
-    epochs = at_interval(saved_epochs(config_of(args).save_dir), args.epoch_interval)
-    newest = [-1]  # of none: `model_of` says what is missing
+    epochs = at_interval(saved_epochs(pick_config(args).save_dir), args.epoch_interval)
+    newest = [-1]  # of none: `load_model` says what is missing
     return [argparse.Namespace(**vars(args) | {"epoch": epoch}) for epoch in epochs or newest]
 
 
@@ -88,8 +89,8 @@ def measured(
     Raises UserError for a timestep or block that is not there.
     """
     config = model.config
-    source = source_of(model, args.use_amp)
-    t, _ = cell_of(args, config)
+    source = model_source(model, args.use_amp)
+    t, _ = one_cell(args, config)
     blocks = list(dict.fromkeys(args.blocks.split(","))) if args.blocks else source.block_names
     source.check([t], blocks)
     rows = kept_rows(path)
@@ -98,7 +99,7 @@ def measured(
         "dataset": images.name, "split": images.split, "n_images": len(images),
         "images_fingerprint": images.fingerprint(),
     }  # fmt: skip
-    row = row_of(rows, settings)
+    row = find_or_add_row(rows, settings, {metric: {} for metric in METRICS})
     missing = [block for block in blocks if block not in row["alignment"]]
     if not missing:
         log.info(f"epoch {model.epoch}: kept in {path}")
@@ -123,10 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     images, rows = None, []
     for one in for_each_model(args):
-        model = model_of(one, device)
-        path = folder_of(args, model.config) / "contrastive.json"
+        model = load_model(one, device)
+        path = results_folder(args, model.config) / "contrastive.json"
         if images is None:  # the same for every checkpoint of a run
-            dataset = dataset_of(args, model.config, args.split)
+            dataset = load_dataset(args, model.config, args.split)
             images = some_images(dataset, args.n, model.config.seed)
         row, blocks = measured(args, model, images, path, device)
         rows.append(row)

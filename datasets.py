@@ -67,7 +67,7 @@ SOURCES = {
 }
 
 
-def load_dataset(
+def read_dataset(
     config: Config, data_dir: str | Path, split: str, skip_bad_images: bool = False
 ) -> Dataset:
     """The `split` ("train" or "test") of `config.dataset`, from `data_dir`.

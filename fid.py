@@ -16,13 +16,13 @@ from checkpoint import TrainedModel
 from cli import (
     add_sampler_arguments,
     at_least,
-    config_or_that_of_ckpt,
-    dataset_of,
+    chosen_sampler,
     job,
     job_parser,
-    model_of,
+    load_dataset,
+    load_model,
+    pick_config,
     sampler_arguments_given,
-    settings_of,
 )
 from datasets import Dataset
 from evaluation.fid.frechet import (
@@ -31,7 +31,7 @@ from evaluation.fid.frechet import (
     kernel_distance,
     reference_statistics,
     score_name,
-    statistics_of,
+    statistics_path,
 )
 from evaluation.fid.image_sets import export_images, read_images
 from evaluation.fid.inception import (
@@ -87,10 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     images = None if args.samples is None else read_images(args.samples)
     if images is not None and len(images) < 2:
         raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
-    model = None if args.n is None else model_of(args, device)
-    config = model.config if model else config_or_that_of_ckpt(args, device)
-    settings = model and settings_of(args, model.denoiser)
-    train = dataset_of(args, config, "train")
+    model = None if args.n is None else load_model(args, device)
+    config = model.config if model else pick_config(args)
+    settings = model and chosen_sampler(args, model.denoiser)
+    train = load_dataset(args, config, "train")
     if args.export_reference is not None:
         if distributed.is_main():
             export_images(train.images, args.export_reference)
@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(args.samples).resolve().parent
     warn(images, train)
     scores = score(images, train, inception, weights, args, config.seed)
-    report({**scores, **origin, "seconds": time.perf_counter() - started}, folder / "fid.json")
+    write_scores(
+        {**scores, **origin, "seconds": time.perf_counter() - started}, folder / "fid.json"
+    )
 
 
 def draw(
@@ -153,7 +155,7 @@ def score(
     def features(pixels: np.ndarray, title: str) -> np.ndarray:
         return inception_features(inception, pixels, args.batch_size, title)
 
-    cache = statistics_of(args.data_dir, train, fingerprint)
+    cache = statistics_path(args.data_dir, train, fingerprint)
     reference, reference_features = reference_statistics(
         cache, lambda: features(train.images, "reference"), args.kid
     )
@@ -170,7 +172,7 @@ def score(
     return scores
 
 
-def report(scores: dict, path: Path) -> None:
+def write_scores(scores: dict, path: Path) -> None:
     """Prints the scores and writes them to `path`."""
     reference = scores["reference"]
     print(

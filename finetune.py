@@ -15,13 +15,13 @@ import torch
 from checkpoint import TrainedModel, untrained, versions
 from cli import (
     add_output_dir,
-    cell_of,
-    config_or_that_of_ckpt,
-    dataset_of,
-    folder_of,
     job,
     job_parser,
-    model_of,
+    load_dataset,
+    load_model,
+    one_cell,
+    pick_config,
+    results_folder,
 )
 from config import Config
 from datasets import Dataset
@@ -30,12 +30,12 @@ from evaluation.classifiers.finetuning import (
     RECIPE,
     Classifier,
     fine_tuning,
-    name_of,
     side_by_side,
+    start_name,
 )
 from evaluation.classifiers.supervised import Recipe, comparable, stratified
 from evaluation.plots import curves
-from evaluation.probe.features import source_of
+from evaluation.probe.features import model_source
 from evaluation.probe.probe import wilson_interval
 from support import distributed
 from support.files import short_hash, write_json
@@ -71,24 +71,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def start_of(args, device: torch.device) -> TrainedModel:
+def load_start(args, device: torch.device) -> TrainedModel:
     """The checkpoint's model, or with --scratch the weights that training begins with."""
     if not args.scratch:
-        return model_of(args, device)
-    return untrained(config_or_that_of_ckpt(args, device), device)
+        return load_model(args, device)
+    return untrained(pick_config(args), device)
 
 
-def datasets_of(args, config: Config) -> tuple[Dataset, Dataset]:
+def load_datasets(args, config: Config) -> tuple[Dataset, Dataset]:
     """Train, or the --n_train images of it, and test."""
-    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     return stratified(train, args.n_train, config.seed), test
 
 
-def settings_of(args, recipe: Recipe, model: TrainedModel, train: Dataset, test: Dataset) -> dict:
+def deciding_settings(
+    args, recipe: Recipe, model: TrainedModel, train: Dataset, test: Dataset
+) -> dict:
     """What decides the result. Raises UserError for a timestep or block that is not there."""
     config = model.config
-    source = source_of(model, args.use_amp)
-    t, block = cell_of(args, config)
+    source = model_source(model, args.use_amp)
+    t, block = one_cell(args, config)
     source.check([t], [block])
     values = config.model_dump(mode="json")
     return {
@@ -104,7 +106,7 @@ def settings_of(args, recipe: Recipe, model: TrainedModel, train: Dataset, test:
     }
 
 
-def report(folder: Path, stem: str, record: dict) -> None:
+def write_result(folder: Path, stem: str, record: dict) -> None:
     """Writes <stem>.json, or <stem>_scratch.json, and <stem>.png, and prints a table; the other
     start is in both if its file is there."""
     paths = {True: folder / f"{stem}_scratch.json", False: folder / f"{stem}.json"}
@@ -115,7 +117,9 @@ def report(folder: Path, stem: str, record: dict) -> None:
         f"fine-tuning: {record['dataset']}, {record['blockname']} at t={record['timestep']}, "
         f"{record['n_train']:,} training images"
     )
-    lines = {name_of(r): [100 * epoch["test_accuracy"] for epoch in r["history"]] for r in records}
+    lines = {
+        start_name(r): [100 * epoch["test_accuracy"] for epoch in r["history"]] for r in records
+    }
     epochs = [epoch["epoch"] for epoch in record["history"]]
     if distributed.is_main():
         write_json(paths[scratch], record)
@@ -129,11 +133,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     recipe = RECIPE.changed_by(args)
     device = pick_device(args.device)
-    model = start_of(args, device)
+    model = load_start(args, device)
     config = model.config
-    train, test = datasets_of(args, config)
-    settings = settings_of(args, recipe, model, train, test)
-    folder = folder_of(args, config)
+    train, test = load_datasets(args, config)
+    settings = deciding_settings(args, recipe, model, train, test)
+    folder = results_folder(args, config)
     t, block = settings["timestep"], settings["blockname"]
     classifier = Classifier(model.denoiser, t, block, train, config.seed)
     run = fine_tuning(
@@ -159,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": versions(),
     }
     stem = f"finetune_{block}_t{t}" + (f"_n{args.n_train}" if args.n_train else "")
-    report(folder, stem, record)
+    write_result(folder, stem, record)
     return 0
 
 

@@ -7,21 +7,21 @@ from checkpoint import untrained, versions
 from cli import (
     add_output_dir,
     at_least,
-    cell_of,
-    config_or_that_of_ckpt,
-    dataset_of,
     float_list,
-    folder_of,
     int_list,
     job,
     job_parser,
-    model_of,
+    load_dataset,
+    load_model,
+    one_cell,
+    pick_config,
+    results_folder,
 )
 from config import Config
 from evaluation import tables
 from evaluation.probe import over_epochs as epochs
 from evaluation.probe import over_seeds as seeds
-from evaluation.probe.features import FeatureSource, pixel_source, source_of
+from evaluation.probe.features import FeatureSource, model_source, pixel_source
 from evaluation.probe.probe import PROTOCOLS, Probe
 from support import distributed
 from support.errors import UserError
@@ -95,17 +95,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def probed_source(args, device) -> tuple[FeatureSource, Config, str, dict]:
     """What is probed (of --epochs the newest), its config, words for titles, facts for files."""
     if args.baseline is None:
-        model = model_of(args, device)
+        model = load_model(args, device)
         facts = {"checkpoint": str(model.path), "epoch": model.epoch}
         facts["input_scale"] = model.input_scale
         what = f"epoch {model.epoch}"
     else:
-        config = config_or_that_of_ckpt(args, device)
+        config = pick_config(args)
         facts = {"checkpoint": None, "epoch": None}
         if args.baseline == "pixels":
             return pixel_source(), config, "raw pixels", facts
         model, what = untrained(config, device), "untrained network"
-    return source_of(model, args.use_amp), model.config, what, facts
+    return model_source(model, args.use_amp), model.config, what, facts
 
 
 def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[float], list[str]]:
@@ -116,7 +116,7 @@ def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[float], 
     elif args.baseline == "pixels":
         timesteps, blocks = [args.timestep or 0], [args.blockname or "pixels"]
     else:
-        t, block = cell_of(args, config)
+        t, block = one_cell(args, config)
         timesteps, blocks = [t], [block]
     if args.sigmas:
         timesteps = [source.timestep(sigma) for sigma in args.sigmas]
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     source, config, what, facts = probed_source(args, device)
     cells = cells_of(args, source, config)
-    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     probe = Probe(
         args.protocol, train, test, *cells, bool(args.sigmas), config.linear, config.flip,
         device, args.batch_size, Path(config.save_dir),
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     stem = tables.file_stem(cell, args.protocol, args.baseline, mode.OVER)
     print(mode.summary(results, title, about))
     if distributed.is_main():
-        paths = mode.write(folder_of(args, config) / stem, results, title, about)
+        paths = mode.write(results_folder(args, config) / stem, results, title, about)
         print("\nwrote " + ", ".join(map(str, paths)))
     if args.save_features:
         probe.save_features(source, config.seed, Path(args.save_features))

@@ -16,13 +16,13 @@ from torch import nn
 from checkpoint import versions
 from cli import (
     add_output_dir,
-    cell_of,
-    config_of,
-    dataset_of,
-    folder_of,
     job,
     job_parser,
-    model_of,
+    load_dataset,
+    load_model,
+    one_cell,
+    pick_config,
+    results_folder,
 )
 from evaluation.classifiers.noisy import (
     RECIPES,
@@ -33,7 +33,7 @@ from evaluation.classifiers.noisy import (
     wide_resnet,
     with_process,
 )
-from evaluation.classifiers.noisy_report import report
+from evaluation.classifiers.noisy_report import write_accuracies
 from evaluation.classifiers.supervised import SupervisedTraining, stratified, stratified_subset
 from model.models import PROCESSES
 from support import distributed
@@ -73,17 +73,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     recipe = RECIPES[args.backbone].changed_by(args)
     device = pick_device(args.device)
-    model = model_of(args, device) if args.backbone == "ddae" else None
-    config = with_process(config_of(args) if model is None else model.config, args.mode)
+    model = load_model(args, device) if args.backbone == "ddae" else None
+    config = with_process(pick_config(args) if model is None else model.config, args.mode)
     seed, process = config.seed, noise_levels(config).to(device)
-    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     train, scored = stratified(train, args.n_train, seed), range(len(test))
     if args.n_test is not None:
         scored = stratified_subset(test.labels, args.n_test, seed)
     if model is None:
         backbone = wide_resnet(process, train, args.depth, args.width, seed)
     else:
-        _, block = cell_of(args, config)
+        _, block = one_cell(args, config)
         backbone = mlp_on_features(model, process, train, block, args.use_amp)
     classifier = backbone.classifier.to(device)
     if device.type == "cuda" and distributed.world_size() > 1:
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         "seed": seed,
         "use_amp": args.use_amp,
     }
-    folder = folder_of(args, config)
+    folder = results_folder(args, config)
     run = SupervisedTraining(
         classifier, classifier.optimizer(recipe), noise_drawer(process, seed, device),
         train, recipe,
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         "seconds_scoring": time.perf_counter() - start,
         "versions": versions(),
     }
-    report(folder, record)
+    write_accuracies(folder, record)
     return 0
 
 

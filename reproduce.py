@@ -18,13 +18,13 @@ from pathlib import Path
 import checkpoint
 from cli import (
     at_least,
-    config_of,
     config_path,
-    dataset_of,
     job,
     job_parser,
+    load_dataset,
     one_process,
-    overrides_of,
+    overrides_and_seed,
+    pick_config,
 )
 from config import Config
 from evaluation.fid.inception import find_weights
@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     one_process("reproduce.py")
-    config = config_of(args)
+    config = pick_config(args)
     record_path = Path(config.save_dir) / "reproduce.json"
     record = read_record(record_path)
     steps = record["steps"]
@@ -96,7 +96,7 @@ def common_arguments(args: argparse.Namespace) -> list[str]:
     command += ["--device", args.device] if args.device else []
     command += ["--use_amp"] if args.use_amp else []
     command += ["--skip_bad_images"] if args.skip_bad_images else []
-    for override in overrides_of(args):
+    for override in overrides_and_seed(args):
         command += ["--set", override]
     return command
 
@@ -192,7 +192,7 @@ def announce_long_work(args: argparse.Namespace, config: Config) -> None:
 
 def measure(args: argparse.Namespace, config: Config) -> tuple[Cost, int]:
     setup_logging()
-    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     trainer = Trainer(config, train, test, pick_device(args.device), args.use_amp)
     return measure_cost(trainer), len(train) + len(test)
 

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 
 from checkpoint import TrainedModel, versions
-from cli import add_sampler_arguments, at_least, dataset_of, job, job_parser, model_of, settings_of
+from cli import (
+    add_sampler_arguments,
+    at_least,
+    chosen_sampler,
+    job,
+    job_parser,
+    load_dataset,
+    load_model,
+)
 from datasets import to_uint8
 from evaluation.samples.grids import load_png, save_image_grid, save_png
 from evaluation.samples.neighbours import save_neighbours
@@ -59,8 +67,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
-    model = model_of(args, device)
-    settings = settings_of(args, model.denoiser)
+    model = load_model(args, device)
+    settings = chosen_sampler(args, model.denoiser)
     folder = default_samples_folder(model.config.save_dir, model.epoch, settings)
     folder = Path(args.output_dir or folder)
     if args.interpolate:
@@ -96,7 +104,7 @@ def more_pictures(folder: Path, args, model: TrainedModel, settings: SamplerSett
         save_trajectory(folder, model, settings, indices, args.use_amp, args.save_x0)
     if args.neighbours:
         samples = torch.stack([load_png(png(folder, i)) for i in range(min(args.n, SHOWN))])
-        train = dataset_of(args, model.config, "train")
+        train = load_dataset(args, model.config, "train")
         save_neighbours(folder / "neighbours.png", samples, train, model, args.use_amp)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from cli import config_of, dataset_of, job, job_parser
+from cli import job, job_parser, load_dataset, pick_config
 from config import Config
 from model.DDPM import alpha
 from model.denoiser import Denoiser
@@ -44,11 +44,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    config = config_of(args)
+    config = pick_config(args)
     if args.epochs and config.n_step:
         raise UserError(f"--epochs: this run ends by steps, n_step is {config.n_step}")
     device = pick_device(args.device)
-    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     trainer = Trainer(config, train, test, device, args.use_amp)
     note_what_is_left(trainer.denoiser)
     if args.dry_run:

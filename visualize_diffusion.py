@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cli import config_of, dataset_of, int_list, job, job_parser
+from cli import int_list, job, job_parser, load_dataset, pick_config
 from config import Config
 from datasets import to_model_range
 from evaluation.plots import forward_process
@@ -33,10 +33,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    config = config_of(args)
+    config = pick_config(args)
     process = PROCESSES[config.model_type](torch.nn.Linear(1, 1), config.diffusion)
     timesteps = timesteps_of(args, process)
-    test = dataset_of(args, config, "test")
+    test = load_dataset(args, config, "test")
     if not 1 <= args.num_images <= len(test):
         raise UserError(f"--num_images {args.num_images}: give 1 to {len(test)}")
     spread = [i * len(test) // args.num_images for i in range(args.num_images)]  # over the classes

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.manifold import TSNE
 
-from cli import add_output_dir, at_least, dataset_of, folder_of, job, job_parser, model_of
+from cli import add_output_dir, at_least, job, job_parser, load_dataset, load_model, results_folder
 from evaluation.plots import scatter
-from evaluation.probe.features import Extractor, source_of
+from evaluation.probe.features import Extractor, model_source
 from evaluation.tables import best_cell_of_last_grid
 from support import distributed
 from support.errors import UserError
@@ -53,12 +53,12 @@ def chosen_cell(args: argparse.Namespace, save_dir: Path) -> tuple[float, str]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
-    model = model_of(args, device)
+    model = load_model(args, device)
     seed, save_dir = model.config.seed, Path(model.config.save_dir)
     t, block = chosen_cell(args, save_dir)
-    source = source_of(model, args.use_amp)
+    source = model_source(model, args.use_amp)
     source.check([t], [block])
-    test = dataset_of(args, model.config, "test")
+    test = load_dataset(args, model.config, "test")
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
     features = extractor(test, [t], [block])[t, block]
     if not distributed.is_main():
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     index = np.sort(permutation(len(test), seed, "t-SNE")[: args.n])
     log.info(f"t-SNE of {len(index):,} images")
     points = embed(features[index], seed)
-    stem = folder_of(args, model.config) / f"tsne_ep{model.epoch}_t{t}_{block}"
+    stem = results_folder(args, model.config) / f"tsne_ep{model.epoch}_t{t}_{block}"
     title = f"t-SNE of {len(index):,} {test.name} test images: {block}, t={t}, epoch {model.epoch}"
     scatter(stem.with_suffix(".png"), points, test.labels[index], test.class_names, title)
     with replacing(stem.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:

@@ -18,20 +18,20 @@ from benchmarks.guidance_judge import (
     agreement,
     answers,
     read_set,
-    report,
     trained_judge,
     variation,
+    write_guidance_tables,
 )
 from checkpoint import versions
 from cli import (
     add_output_dir,
     at_least,
-    config_of,
-    dataset_of,
-    folder_of,
     job,
     job_parser,
+    load_dataset,
     one_process,
+    pick_config,
+    results_folder,
 )
 from support.errors import UserError
 from support.files import write_json
@@ -57,9 +57,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    config, device = config_of(args), pick_device(args.device)
-    folder = folder_of(args, config)
-    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    config, device = pick_config(args), pick_device(args.device)
+    folder = results_folder(args, config)
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     sets = [read_set(path, config.dataset) for path in args.folders]
     for other in sets[1:]:
         refuse_other(sets[0], other)
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": versions(),
     }
     write_json(folder / "guidance.json", record)
-    print(report(folder, record, sets, train.class_names))
+    print(write_guidance_tables(folder, record, sets, train.class_names))
     print("\nwrote " + ", ".join(str(folder / f"guidance.{end}") for end in ("json", "md", "png")))
     return 0
 

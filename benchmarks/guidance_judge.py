@@ -123,7 +123,9 @@ def variation(images: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([x[labels == c].var(axis=0).mean() for c in np.unique(labels)]))
 
 
-def report(folder: Path, record: dict, sets: Sequence[SampleSet], class_names: list[str]) -> str:
+def write_guidance_tables(
+    folder: Path, record: dict, sets: Sequence[SampleSet], class_names: list[str]
+) -> str:
     """Writes guidance.md and guidance.png to `folder`. Returns the tables as text.
 
     record: `real` and, in the order of `sets`, `sets`: what `agreement` and `variation` found.

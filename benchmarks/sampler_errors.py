@@ -24,7 +24,7 @@ from evaluation.fid.frechet import (
     fit_gaussian,
     frechet_distance,
     reference_statistics,
-    statistics_of,
+    statistics_path,
 )
 from evaluation.fid.inception import inception_features, load_inception, weights_fingerprint
 from model.denoiser import Denoiser
@@ -144,7 +144,7 @@ class FidScore:
     def __init__(self, bench: Bench, dataset: Dataset, weights: Path, data_dir: str):
         self.bench = bench
         self.inception = load_inception(weights, bench.device)
-        cache = statistics_of(data_dir, dataset, weights_fingerprint(weights))
+        cache = statistics_path(data_dir, dataset, weights_fingerprint(weights))
         self.gaussian, _ = reference_statistics(
             cache, lambda: self._features(dataset.images, "reference"), False
         )

@@ -71,7 +71,7 @@ def closing(rows: Rows, reference: dict, fid: bool) -> list[str]:
     return lines if fid else [*lines, NO_FID]
 
 
-def report(
+def write_sampler_tables(
     folder: Path, rows: Rows, title: str, clock: str, reference: dict, fid: bool
 ) -> list[Path]:
     """Prints the tables and writes samplers.md and samplers.png to `folder`. Returns the paths.

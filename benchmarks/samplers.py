@@ -18,20 +18,21 @@ from benchmarks.sampler_errors import (
     rms,
     settings_within,
 )
-from benchmarks.sampler_report import Rows, report
+from benchmarks.sampler_report import Rows, write_sampler_tables
 from checkpoint import TrainedModel, versions
 from cli import (
     add_output_dir,
     at_least,
-    dataset_of,
-    folder_of,
     int_list,
     job,
     job_parser,
-    model_of,
+    load_dataset,
+    load_model,
     one_process,
+    results_folder,
 )
 from evaluation.fid.inception import find_weights
+from evaluation.tables import find_or_add_row
 from model.samplers import SAMPLERS, SPACINGS
 from sampling import SamplerSettings
 from support.errors import UserError
@@ -86,8 +87,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
-    model = model_of(args, device)
-    folder = folder_of(args, model.config)
+    model = load_model(args, device)
+    folder = results_folder(args, model.config)
     table = {  # all of it before anything is drawn: what cannot be is said now
         (sampler, most): settings_within(model.denoiser, sampler, most, args.spacing, args.clip)
         for sampler in SAMPLERS
@@ -120,7 +121,9 @@ def main(argv: list[str] | None = None) -> int:
         f"spacing {args.spacing}", *(["D clipped"] if args.clip else []),
         *(["--use_amp"] if args.use_amp else []), machine(device),
     ])  # fmt: skip
-    written = report(folder, rows, title, clock_of(device), reference, fid is not None)
+    written = write_sampler_tables(
+        folder, rows, title, clock_of(device), reference, fid is not None
+    )
     print("\nwrote " + ", ".join(map(str, [path, *written])))
     return 0
 
@@ -128,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
 def fid_score(args: argparse.Namespace, model: TrainedModel) -> FidScore:
     """Raises UserError if the weights cannot be had."""
     weights = find_weights(args.inception)
-    train = dataset_of(args, model.config, "train")
+    train = load_dataset(args, model.config, "train")
     return FidScore(
         Bench(model, args.fid, args.batch_size, args.use_amp), train, weights, args.data_dir
     )
@@ -156,7 +159,8 @@ def fill(
     rows = {}
     with progress(table.items(), desc="samplers", unit="row") as bar, redirect_to_bar():
         for place, settings in bar:
-            row = row_of(record["rows"], about | {"sampler": place[0], "steps": settings.steps})
+            of_place = about | {"sampler": place[0], "steps": settings.steps}
+            row = find_or_add_row(record["rows"], of_place, {})
             if "error" not in row:
                 row |= measure(settings)
                 write_json(path, record)
@@ -165,15 +169,6 @@ def fill(
                 write_json(path, record)
             rows[place] = row
     return rows
-
-
-def row_of(rows: list[dict], about: dict) -> dict:
-    """The row with these settings; a new one, without measurements, if there is none."""
-    for row in rows:
-        if about.items() <= row.items():
-            return row
-    rows.append(dict(about))
-    return rows[-1]
 
 
 if __name__ == "__main__":

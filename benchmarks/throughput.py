@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from cli import config_of, config_path, dataset_of, job, job_parser
+from cli import config_path, job, job_parser, load_dataset, pick_config
 from datasets import Batches
 from model.denoiser import Denoiser
 from training.cost import measure_cost
@@ -23,8 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
     parser.add_argument("--batch_size", type=int, default=64, help="of feature extraction")
     args = parser.parse_args(argv)
-    config, device = config_of(args), pick_device(args.device)
-    train, test = (dataset_of(args, config, split) for split in ("train", "test"))
+    config, device = pick_config(args), pick_device(args.device)
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     rows = {}
     for use_amp in (False, True):
         trainer = Trainer(config, train, test, device, use_amp)

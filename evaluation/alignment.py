@@ -89,15 +89,6 @@ def kept_rows(path: Path) -> list[dict]:
     return read_json(path)["measurements"] if path.exists() else []
 
 
-def row_of(rows: list[dict], settings: dict) -> dict:
-    """The row of `rows` with these settings; a new one, without values, if there is none."""
-    for row in rows:
-        if settings.items() <= row.items():
-            return row
-    rows.append(settings | {metric: {} for metric in METRICS})
-    return rows[-1]
-
-
 def table(rows: list[dict], metric: str, blocks: list[str]) -> str:
     """Epoch x block."""
     body = [[str(row["epoch"]), *(f"{row[metric][block]:.5f}" for block in blocks)] for row in rows]

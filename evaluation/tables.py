@@ -192,3 +192,12 @@ def _csv(results: list[CellResult]) -> str:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def find_or_add_row(rows: list[dict], settings: dict, blank: dict) -> dict:
+    """The first row that holds these settings; if there is none, a new one, with `blank` added."""
+    for row in rows:
+        if settings.items() <= row.items():
+            return row
+    rows.append(settings | blank)
+    return rows[-1]

@@ -91,7 +91,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _check_original(path: Path, archive: Archive) -> None:
-    found = md5_of(path)
+    found = compute_md5(path)
     if found != archive.md5:
         raise UserError(
             f"{path}: not the original file, or not all of it (MD5 {found}, not {archive.md5}): "
@@ -99,7 +99,7 @@ def _check_original(path: Path, archive: Archive) -> None:
         )
 
 
-def md5_of(path: Path) -> str:
+def compute_md5(path: Path) -> str:
     """The MD5 of a file, in hex."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
@@ -119,7 +119,7 @@ def _download(url: str, part: Path, md5: str) -> None:
             if _size(part) <= before:
                 raise
             continue  # cut off, but it gave something: ask for the rest
-        if md5_of(part) == md5:
+        if compute_md5(part) == md5:
             return
         part.unlink()
         if not found_on_disk:

@@ -19,7 +19,7 @@ from model.DDPM import DDPM
 from support import distributed
 from training.trainer import Trainer
 
-read_all = cli.load_dataset
+read_all = cli.read_dataset
 
 
 def some_digits(config, data_dir, split, skip_bad_images):
@@ -29,7 +29,7 @@ def some_digits(config, data_dir, split, skip_bad_images):
 
 def make_small(setattr) -> None:
     """Little data, and few steps of the sampler in training."""
-    setattr(cli, "load_dataset", some_digits)
+    setattr(cli, "read_dataset", some_digits)
     setattr(DDPM, "default_steps", 10)
 
 

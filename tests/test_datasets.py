@@ -11,7 +11,7 @@ from PIL import Image
 
 import datasets
 from config import parse_config
-from datasets import load_dataset
+from datasets import read_dataset
 from readers import image_files
 from support.errors import UserError
 from utils import log
@@ -62,7 +62,7 @@ def forbid_decoding(monkeypatch) -> None:
 def test_class_folders_keep_every_pixel_in_alphabetical_order(tree):
     (tree / "folder" / "train" / ".hidden").mkdir()
     (tree / "folder" / "train" / "cat" / ".DS_Store").write_text("hidden")
-    data = load_dataset(FOLDER, tree, "train")
+    data = read_dataset(FOLDER, tree, "train")
     paths = [tree / "folder/train" / c / f"{i}.png" for c in ("cat", "dog") for i in range(3)]
     expected = np.stack([np.asarray(Image.open(path)).transpose(2, 0, 1) for path in paths])
     assert np.array_equal(data.images, expected)
@@ -74,32 +74,32 @@ def test_class_folders_keep_every_pixel_in_alphabetical_order(tree):
 
 
 def test_data_dir_itself_may_hold_the_class_folders(tree):
-    assert len(load_dataset(FOLDER, tree / "folder", "test")) == 6
+    assert len(read_dataset(FOLDER, tree / "folder", "test")) == 6
 
 
 def test_class_folders_win_over_official_files(tree):
     (tree / "folder").rename(tree / "digits")
-    data = load_dataset(config_for("digits", (1, 8, 8)), tree, "train")
+    data = read_dataset(config_for("digits", (1, 8, 8)), tree, "train")
     assert data.class_names == ["cat", "dog"]
     assert data.images.shape == (6, 1, 8, 8)
 
 
 def test_images_are_decoded_once(tree, monkeypatch):
-    first = load_dataset(FOLDER, tree, "train")
+    first = read_dataset(FOLDER, tree, "train")
     forbid_decoding(monkeypatch)
-    second = load_dataset(FOLDER, tree, "train")
+    second = read_dataset(FOLDER, tree, "train")
     assert isinstance(second.images, np.memmap)
     assert not second.images.flags.writeable
     assert np.array_equal(first.images, second.images)
     moved = tree.rename(tree.with_name("moved"))
-    assert len(load_dataset(FOLDER, moved, "train")) == 6
+    assert len(read_dataset(FOLDER, moved, "train")) == 6
 
 
 @pytest.mark.parametrize("change", ["pixels", "added", "removed", "renamed"])
 def test_the_array_is_renewed_when_files_change(tree, change):
-    before = load_dataset(FOLDER, tree, "train")
+    before = read_dataset(FOLDER, tree, "train")
     old = np.array(before.images)
-    load_dataset(FOLDER, tree, "test")
+    read_dataset(FOLDER, tree, "test")
     file = tree / "folder/train/cat/0.png"
     if change == "pixels":
         Image.fromarray(random_pixels()).save(file)
@@ -109,7 +109,7 @@ def test_the_array_is_renewed_when_files_change(tree, change):
         file.unlink()
     else:
         file.rename(file.with_name("9.png"))
-    after = load_dataset(FOLDER, tree, "train")
+    after = read_dataset(FOLDER, tree, "train")
     assert not np.array_equal(after.images, old)
     assert np.array_equal(before.images, old), "an array in use must not change"
     kinds = [name.split("-")[0] + Path(name).suffix for name in stored(tree / "folder")]
@@ -118,16 +118,16 @@ def test_the_array_is_renewed_when_files_change(tree, change):
 
 def test_each_shape_has_its_own_array(tree):
     small = config_for("folder", (1, 4, 4), classes=2)
-    assert load_dataset(FOLDER, tree, "train").images.shape == (6, 3, 8, 8)
-    assert load_dataset(small, tree, "train").images.shape == (6, 1, 4, 4)
+    assert read_dataset(FOLDER, tree, "train").images.shape == (6, 3, 8, 8)
+    assert read_dataset(small, tree, "train").images.shape == (6, 1, 4, 4)
     assert len(stored(tree / "folder")) == 4
 
 
 def test_a_damaged_array_is_decoded_again(tree):
-    first = np.array(load_dataset(FOLDER, tree, "train").images)
+    first = np.array(read_dataset(FOLDER, tree, "train").images)
     (array,) = (tree / "folder/.cache").glob("*.npy")
     array.write_bytes(array.read_bytes()[:200])
-    assert np.array_equal(load_dataset(FOLDER, tree, "train").images, first)
+    assert np.array_equal(read_dataset(FOLDER, tree, "train").images, first)
 
 
 def test_a_full_disk_costs_only_the_kept_array(tree, monkeypatch, messages):
@@ -136,13 +136,13 @@ def test_a_full_disk_costs_only_the_kept_array(tree, monkeypatch, messages):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(image_files.np, "save", full)
-    assert load_dataset(FOLDER, tree, "train").images.shape == (6, 3, 8, 8)
+    assert read_dataset(FOLDER, tree, "train").images.shape == (6, 3, 8, 8)
     assert "No space left on device" in messages[0]
     assert stored(tree / "folder") == []
 
 
 def test_the_fingerprint_follows_pixels_and_labels(tree):
-    data = load_dataset(FOLDER, tree, "train")
+    data = read_dataset(FOLDER, tree, "train")
     images, labels = np.array(data.images), data.labels.copy()
     same = datasets.Dataset("other", "test", images, labels, [])
     assert same.fingerprint() == data.fingerprint()
@@ -168,7 +168,7 @@ def spoil(tree: Path) -> None:
 def test_bad_files_are_named_and_nothing_is_kept(tree):
     spoil(tree)
     with pytest.raises(UserError) as error:
-        load_dataset(FOLDER, tree, "train")
+        read_dataset(FOLDER, tree, "train")
     lines = str(error.value).splitlines()
     assert len(lines) == 2
     assert "4 of 10 files" in lines[0]
@@ -180,25 +180,25 @@ def test_bad_files_are_named_and_nothing_is_kept(tree):
 
 
 def test_bad_files_are_left_out_on_request_only(tree, messages, monkeypatch):
-    good = np.array(load_dataset(FOLDER, tree, "train").images)
+    good = np.array(read_dataset(FOLDER, tree, "train").images)
     spoil(tree)
-    data = load_dataset(FOLDER, tree, "train", skip_bad_images=True)
+    data = read_dataset(FOLDER, tree, "train", skip_bad_images=True)
     assert np.array_equal(data.images, good)
     assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert "4 of 10 files" in messages[0]
     forbid_decoding(monkeypatch)
-    again = load_dataset(FOLDER, tree, "train", skip_bad_images=True)
+    again = read_dataset(FOLDER, tree, "train", skip_bad_images=True)
     assert np.array_equal(again.images, good)
     assert len(messages) == 2, "the warning is repeated at every start"
     with pytest.raises(UserError, match="4 of 10 files"):
-        load_dataset(FOLDER, tree, "train")
+        read_dataset(FOLDER, tree, "train")
 
 
 def test_a_class_without_any_readable_image(tree):
     for file in (tree / "folder/train/dog").iterdir():
         file.write_text("foreign")
     with pytest.raises(UserError, match="no readable image of class dog"):
-        load_dataset(FOLDER, tree, "train", skip_bad_images=True)
+        read_dataset(FOLDER, tree, "train", skip_bad_images=True)
 
 
 # --- folders, names, shapes and classes that do not fit
@@ -208,7 +208,7 @@ def test_an_empty_class_folder(tree):
     (tree / "folder/train/ant").mkdir()
     (tree / "folder/test/ant").mkdir()
     with pytest.raises(UserError, match="train/ant: no images"):
-        load_dataset(config_for("folder", (3, 8, 8), 3), tree, "train")
+        read_dataset(config_for("folder", (3, 8, 8), 3), tree, "train")
 
 
 @pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
@@ -216,18 +216,18 @@ def test_an_empty_class_folder(tree):
 def test_a_class_that_the_other_split_has_not(tree, split, other, asked):
     shutil.copytree(tree / f"folder/{split}/cat", tree / f"folder/{split}/ant")
     with pytest.raises(UserError, match=f"{split}: ant: not among the class folders of {other}"):
-        load_dataset(FOLDER, tree, asked)
+        read_dataset(FOLDER, tree, asked)
 
 
 def test_a_split_without_folders(tree):
     shutil.rmtree(tree / "folder/test")
     with pytest.raises(UserError, match="test: no class folders: expected"):
-        load_dataset(FOLDER, tree, "train")
+        read_dataset(FOLDER, tree, "train")
 
 
 def test_a_folder_without_anything(tmp_path):
     with pytest.raises(UserError, match="no class folders: put images at"):
-        load_dataset(FOLDER, tmp_path, "train")
+        read_dataset(FOLDER, tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_folder_without_anything(tmp_path):
 )  # fmt: skip
 def test_an_unknown_name_gets_the_nearest(tmp_path, name, hint):
     with pytest.raises(UserError, match=hint):
-        load_dataset(config_for(name), tmp_path, "train")
+        read_dataset(config_for(name), tmp_path, "train")
 
 
 @pytest.mark.parametrize(("alias", "name"), [("cifar", "cifar10"), ("tiny", "tiny_imagenet")])
@@ -252,19 +252,19 @@ def test_aliases(alias, name):
 )  # fmt: skip
 def test_a_shape_that_is_not_the_datasets(tmp_path, name, shape, right):
     with pytest.raises(UserError, match=rf"set network.image_shape to \[{right}\]"):
-        load_dataset(config_for(name, shape), tmp_path, "train")
+        read_dataset(config_for(name, shape), tmp_path, "train")
 
 
 def test_a_shape_that_no_image_has(tree):
     with pytest.raises(UserError, match="1 or 3 channels"):
-        load_dataset(config_for("folder", (2, 8, 8)), tree, "train")
+        read_dataset(config_for("folder", (2, 8, 8)), tree, "train")
 
 
 def test_more_classes_are_an_error_and_fewer_a_note(tree, messages):
     with pytest.raises(UserError, match="has 2 classes, but classes is 1: set it to 2"):
-        load_dataset(config_for("folder", (3, 8, 8), 1), tree, "train")
+        read_dataset(config_for("folder", (3, 8, 8), 1), tree, "train")
     for split in ("train", "test", "train"):
-        load_dataset(config_for("folder", (3, 8, 8), 5), tree, split)
+        read_dataset(config_for("folder", (3, 8, 8), 5), tree, split)
     assert messages == ["folder: 2 classes here, of the 5 that the config names"]
 
 
@@ -273,4 +273,4 @@ def test_a_class_conditional_network_needs_the_true_number_of_classes(tree):
         {**config_for("folder", (3, 8, 8), 5).model_dump(), "cond_drop_prob": 0.1}
     )
     with pytest.raises(UserError, match=r"has 2 classes here.*set it to 2"):
-        load_dataset(config, tree, "train")
+        read_dataset(config, tree, "train")

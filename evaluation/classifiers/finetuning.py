@@ -103,7 +103,7 @@ def accuracy(classifier: Classifier, dataset: Dataset, seed: int, use_amp: bool)
 # --- the two starting points side by side
 
 
-def name_of(record: dict) -> str:
+def start_name(record: dict) -> str:
     return "from scratch" if record["scratch"] else f"from epoch {record['epoch']}"
 
 
@@ -112,7 +112,7 @@ def side_by_side(records: list[dict]) -> str:
     rows = [["accuracy in %", "parameters trained", "train", "test (95 % interval)"]]
     for record in records:
         rows.append([
-            name_of(record), f"{record['parameters_trained']:,}",
+            start_name(record), f"{record['parameters_trained']:,}",
             percent(record["history"][-1]["train_accuracy"]),
             with_interval(record["test_accuracy"], record["test_interval"]),
         ])  # fmt: skip

@@ -16,7 +16,7 @@ from checkpoint import TrainedModel
 from config import Config, parse_config
 from datasets import Dataset, to_model_range
 from evaluation.classifiers.supervised import Draw, Recipe, sgd
-from evaluation.probe.features import FeatureSource, source_of
+from evaluation.probe.features import FeatureSource, model_source
 from evaluation.probe.probe import wilson_interval
 from model.block import TimeEmbedding
 from model.denoiser import Denoiser
@@ -147,7 +147,7 @@ def mlp_on_features(
     Raises UserError for a block that the model does not have.
     """
     seed, device = model.config.seed, next(model.denoiser.parameters()).device
-    source = source_of(model, use_amp)
+    source = model_source(model, use_amp)
     source.check([], [block])
     features = frozen_features(model.denoiser, source, block)
     chosen = train.images[permutation(len(train), seed, "standardised")[:STANDARDISED]]

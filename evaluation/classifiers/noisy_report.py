@@ -12,7 +12,7 @@ from support.files import write_json
 SAME = ("dataset", "mode", "diffusion", "seed", "n_train", "n_test", "test_fingerprint")
 
 
-def report(folder: Path, record: dict) -> None:
+def write_accuracies(folder: Path, record: dict) -> None:
     """Writes noisy_<mode>_<backbone>.json and noisy_<mode>.png, and prints a table.
 
     The other backbones are in table and plot if their files are there, and are about the same test

@@ -114,7 +114,7 @@ def score_name(n: int) -> str:
 # --- the reference set: its features are slow to compute on a CPU, so they are kept
 
 
-def statistics_of(data_dir: str | Path, dataset: Dataset, weights_sha256: str) -> Path:
+def statistics_path(data_dir: str | Path, dataset: Dataset, weights_sha256: str) -> Path:
     """Where `reference_statistics` keeps those of a dataset, by Inception's weights."""
     key = f"{dataset.name}-{dataset.split}-{dataset.fingerprint()}-{weights_sha256[:16]}"
     return Path(data_dir, ".fid", key)

@@ -93,7 +93,7 @@ def network_source(denoiser: Denoiser, fingerprint: str, use_amp: bool) -> Featu
     )
 
 
-def source_of(model: TrainedModel, use_amp: bool) -> FeatureSource:
+def model_source(model: TrainedModel, use_amp: bool) -> FeatureSource:
     """The decoder blocks of a trained model."""
     return network_source(model.denoiser, model.fingerprint(), use_amp)
 

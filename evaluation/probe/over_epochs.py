@@ -6,7 +6,7 @@ from pathlib import Path
 from checkpoint import find, load_denoiser, saved_epochs
 from config import Config
 from evaluation.plots import curves
-from evaluation.probe.features import source_of
+from evaluation.probe.features import model_source
 from evaluation.probe.probe import CellResult, Outcome, Probe, best, best_on_test
 from evaluation.tables import (
     PICKED_ON_TEST,
@@ -50,7 +50,7 @@ def probe_epochs(
     results = []
     for epoch, path in [(epoch, find(config.save_dir, epoch)) for epoch in epochs]:
         model = load_denoiser(path, probe.device, config, input_scale=input_scale)
-        source = source_of(model, use_amp)
+        source = model_source(model, use_amp)
         outcome = probe.kept(source, config.seed)
         results.append(EpochResult(epoch, path, source.fingerprint, outcome))
         log.info(f"epoch {epoch}: {headline(results[-1].best)}")

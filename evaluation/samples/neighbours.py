@@ -10,7 +10,7 @@ from torch import Tensor
 from checkpoint import TrainedModel
 from datasets import Dataset, to_model_range
 from evaluation.plots import image_table
-from evaluation.probe.features import Extractor, source_of
+from evaluation.probe.features import Extractor, model_source
 from evaluation.tables import best_cell_of_last_grid
 from support import distributed
 from support.files import write_json
@@ -47,7 +47,7 @@ def save_neighbours(
     best = best_cell_of_last_grid(Path(config.save_dir))
     t, block = best[:2] if best else (config.linear.timestep, config.linear.blockname)
     device = next(model.denoiser.parameters()).device
-    source = source_of(model, use_amp)
+    source = model_source(model, use_amp)
     source.check([t], [block])
     kept = Extractor(source, device, config.seed, folder=Path(config.save_dir) / "features")
     views = torch.stack([samples, samples.flip(-1)] if config.flip else [samples])

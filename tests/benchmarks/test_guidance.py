@@ -12,7 +12,7 @@ from benchmarks import guidance
 from benchmarks import guidance_judge as judging
 from benchmarks.guidance_judge import agreement, answers, variation
 from checkpoint import versions
-from datasets import load_dataset
+from datasets import read_dataset
 from evaluation.samples.grids import save_png
 from support.files import write_json
 
@@ -51,7 +51,7 @@ def test_variation_is_within_classes():
 @pytest.fixture
 def real_sets(tiny_config, tmp_path):
     """Sets of "samples" that are real images, of the class asked for, or of the next one."""
-    test = load_dataset(tiny_config, "data", "test")
+    test = read_dataset(tiny_config, "data", "test")
 
     def write(name: str, shift: int, **record) -> str:
         folder = tmp_path / name

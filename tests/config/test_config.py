@@ -5,7 +5,7 @@ from conftest import ROOT
 
 import cli
 import train
-from cli import config_of
+from cli import pick_config
 from config import config_differences, load_config, parse_config
 from model.models import build_denoiser
 from support.errors import UserError
@@ -110,21 +110,21 @@ def test_a_shorthand_is_the_same_as_its_set(tiny_yaml):
     sets = ("n_epoch=7", "lrate=1e-5", "diffusion.n_T=50", "batch_size=9", "sample_every=3",
             "save_every=4", "save_dir=there")  # fmt: skip
     long = train.parse_args(["--config", str(tiny_yaml)] + [f"--set={text}" for text in sets])
-    assert config_of(short) == config_of(long)
-    assert config_of(short).lrate == 1e-5
+    assert pick_config(short) == pick_config(long)
+    assert pick_config(short).lrate == 1e-5
 
 
 @pytest.mark.parametrize(("name", "file"), [("mnist", "mnist.yaml"), ("cifar", "DDPM_ddpm.yaml")])
 def test_a_dataset_names_its_config(name, file):
     args = train.parse_args(["--dataset", name])
-    assert config_of(args) == load_config(f"config/{file}")
+    assert pick_config(args) == load_config(f"config/{file}")
 
 
 def test_a_dataset_without_a_config_and_two_configs_are_refused(tiny_yaml, monkeypatch):
     with pytest.raises(UserError, match="did you mean 'mnist'"):
-        config_of(train.parse_args(["--dataset", "mnits"]))
+        pick_config(train.parse_args(["--dataset", "mnits"]))
     monkeypatch.setattr(cli, "__file__", str(tiny_yaml))  # beside which there is no config/
     with pytest.raises(UserError, match="no config for it"):
-        config_of(train.parse_args(["--dataset", "cifar100"]))
+        pick_config(train.parse_args(["--dataset", "cifar100"]))
     with pytest.raises(UserError, match="exclude each other"):
-        config_of(train.parse_args(["--dataset", "mnist", "--config", str(tiny_yaml)]))
+        pick_config(train.parse_args(["--dataset", "mnist", "--config", str(tiny_yaml)]))

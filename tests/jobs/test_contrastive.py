@@ -12,7 +12,7 @@ from sklearn.metrics.pairwise import paired_distances, pairwise_distances
 from sklearn.preprocessing import normalize
 
 import contrastive
-from datasets import load_dataset
+from datasets import read_dataset
 from evaluation.alignment import alignment, measure, on_sphere, uniformity
 from evaluation.plots import curve_panels
 from evaluation.probe.features import Extractor, network_source
@@ -80,7 +80,7 @@ def source(tiny_config):
 
 @pytest.fixture
 def images(tiny_config):
-    return contrastive.some_images(load_dataset(tiny_config, "data", "test"), 100, seed=0)
+    return contrastive.some_images(read_dataset(tiny_config, "data", "test"), 100, seed=0)
 
 
 def test_the_two_views_are_the_extractors_features_at_two_seeds(source, images):
@@ -223,7 +223,7 @@ def test_the_interval_chooses_epochs(saved, interval, expected):
 
 
 def test_some_images_keep_their_order_and_labels(tiny_config):
-    dataset = load_dataset(tiny_config, "data", "test")
+    dataset = read_dataset(tiny_config, "data", "test")
     chosen = contrastive.some_images(dataset, 50, seed=1)
     place = {image.tobytes(): i for i, image in enumerate(dataset.images)}
     places = [place[image.tobytes()] for image in chosen.images]

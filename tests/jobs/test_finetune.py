@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import finetune
-from datasets import Dataset, load_dataset
+from datasets import Dataset, read_dataset
 from evaluation.classifiers.finetuning import RECIPE, Classifier, accuracy, fine_tuning
 from evaluation.classifiers.supervised import SupervisedTraining, stratified, stratified_subset
 from model.models import build_denoiser
@@ -28,7 +28,7 @@ T, BLOCK = 21, "out_2"
 @pytest.fixture
 def digits(tiny_config):
     """160 training and 100 test images."""
-    train, test = (load_dataset(tiny_config, "data", split) for split in ("train", "test"))
+    train, test = (read_dataset(tiny_config, "data", split) for split in ("train", "test"))
     return train.take(slice(160)), test.take(slice(100))
 
 

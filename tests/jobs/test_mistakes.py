@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cli import job_parser, model_of
+from cli import job_parser, load_model
 from support.errors import UserError
 
 READS_A_MODEL = [
@@ -94,7 +94,7 @@ def test_two_names_for_a_checkpoint(job, tiny_checkpoint, capsys):
 def test_a_checkpoint_and_the_dataset_of_another(tiny_checkpoint):
     args = job_parser("").parse_args(["--ckpt", str(tiny_checkpoint), "--dataset", "mnist"])
     with pytest.raises(UserError, match=r"network\.n_channels: 64, not 32"):
-        model_of(args, torch.device("cpu"))
+        load_model(args, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("job", ["linear", "visualize_features"])

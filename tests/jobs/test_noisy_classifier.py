@@ -15,7 +15,7 @@ from torch import nn
 import noisy_classifier
 from checkpoint import TrainedModel
 from config import parse_config
-from datasets import Dataset, load_dataset, to_model_range
+from datasets import Dataset, read_dataset, to_model_range
 from evaluation.classifiers.noisy import (
     FeatureClassifier,
     NoisyWideResNet,
@@ -148,7 +148,7 @@ def test_the_frozen_weights_are_neither_saved_nor_trained(tiny_config):
 
 def test_the_mlp_sees_standardised_features(tiny_config):
     denoiser = build_denoiser(tiny_config).eval()
-    train = load_dataset(tiny_config, "data", "train")
+    train = read_dataset(tiny_config, "data", "train")
     process = noise_levels(tiny_config)
     model = TrainedModel(denoiser, tiny_config, 0, Path())
     mlp = mlp_on_features(model, process, train, "out_2", False).classifier
@@ -162,7 +162,7 @@ def test_the_mlp_sees_standardised_features(tiny_config):
 
 def training(path, seed: int = 0, **recipe) -> SupervisedTraining:
     config = config_for("digits", (1, 8, 8))
-    train = load_dataset(config, path.parent, "train")
+    train = read_dataset(config, path.parent, "train")
     train = train.take(slice(100))
     process = noise_levels(config)
     torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from PIL import Image
 import checkpoint
 import sample
 from config import parse_config
-from datasets import load_dataset
+from datasets import read_dataset
 from evaluation.samples.neighbours import nearest, save_neighbours
 from evaluation.samples.trajectories import slerp
 from model.models import build_denoiser
@@ -165,7 +165,7 @@ def test_nearest_finds_the_rows_whatever_the_parts():
 
 
 def test_a_copy_of_a_training_image_is_its_own_neighbour(tiny_config, tiny_checkpoint, tmp_path):
-    train = load_dataset(tiny_config, tmp_path, "train")
+    train = read_dataset(tiny_config, tmp_path, "train")
     model = checkpoint.load_denoiser(tiny_checkpoint, torch.device("cpu"))
     copies = torch.from_numpy(np.array(train.images[[5, 90]]))
     save_neighbours(tmp_path / "neighbours.png", copies, train, model, use_amp=False)
@@ -177,7 +177,7 @@ def test_a_copy_of_a_training_image_is_its_own_neighbour(tiny_config, tiny_check
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_mirrored_copy_is_found_where_training_flips(tiny_config, tmp_path, flip):
     config = parse_config({**tiny_config.model_dump(), "flip": flip})
-    train = load_dataset(config, tmp_path, "train")
+    train = read_dataset(config, tmp_path, "train")
     model = checkpoint.untrained(config, torch.device("cpu"))
     mirrored = torch.from_numpy(np.array(train.images[[5, 90]])).flip(-1)
     save_neighbours(tmp_path / "neighbours.png", mirrored, train, model, use_amp=False)

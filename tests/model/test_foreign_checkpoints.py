@@ -15,9 +15,9 @@ import checkpoint
 import linear
 import sample
 import visualize_features
-from cli import job_parser, model_of
+from cli import job_parser, load_model
 from config import load_config, parse_config
-from datasets import load_dataset, to_model_range
+from datasets import read_dataset, to_model_range
 from evaluation.probe.features import Extractor, network_source
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser
@@ -71,9 +71,9 @@ def call(job, tiny_yaml, path, *more) -> None:
 def features(tiny_yaml, path, *more) -> np.ndarray:
     """Those of out_2 at t = 21 of the test images, kept beside the checkpoint."""
     args = job_parser("").parse_args(["--config", str(tiny_yaml), "--ckpt", str(path), *more])
-    model = model_of(args, CPU)
+    model = load_model(args, CPU)
     source = network_source(model.denoiser, model.fingerprint(), use_amp=False)
-    test = load_dataset(model.config, "data", "test")
+    test = read_dataset(model.config, "data", "test")
     return Extractor(source, CPU, folder=path.parent)(test, [21], ["out_2"])[21, "out_2"]
 
 

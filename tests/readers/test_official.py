@@ -13,9 +13,9 @@ from conftest import ROOT
 from data_helpers import RNG, config_for, random_pixels
 from PIL import Image
 
-from datasets import load_dataset
+from datasets import read_dataset
 from readers import official
-from readers.download import md5_of
+from readers.download import compute_md5
 from support.errors import UserError
 
 REPO = ROOT
@@ -26,7 +26,7 @@ def test_digits_are_split_once_and_for_all(tmp_path):
     from sklearn.datasets import load_digits
 
     config = config_for("digits", (1, 8, 8))
-    train, test = (load_dataset(config, tmp_path, split) for split in ("train", "test"))
+    train, test = (read_dataset(config, tmp_path, split) for split in ("train", "test"))
     assert (train.images.shape, test.images.shape) == ((1437, 1, 8, 8), (360, 1, 8, 8))
     assert (train.images.min(), train.images.max()) == (0, 255)
     share = np.bincount(test.labels) / np.bincount(np.r_[train.labels, test.labels])
@@ -55,7 +55,7 @@ def mnist(tmp_path) -> Path:
 
 
 def test_a_partial_mnist_is_read(mnist):
-    data = load_dataset(config_for("mnist", (1, 28, 28)), mnist, "train")
+    data = read_dataset(config_for("mnist", (1, 28, 28)), mnist, "train")
     stored_bytes = (mnist / "MNIST/raw/train-images-idx3-ubyte").read_bytes()[16:]
     assert data.images.shape == (20, 1, 28, 28)
     assert data.images.tobytes() == stored_bytes
@@ -71,9 +71,11 @@ def test_compressed_files_put_there_by_hand_are_unpacked(mnist, monkeypatch):
     packed = file.with_name("t10k-images-idx3-ubyte.gz")
     packed.write_bytes(gzip.compress(before))
     file.unlink()
-    sums = [(name, md5_of(packed) if name == packed.name else "") for name, _ in MNIST.resources]
+    sums = [
+        (name, compute_md5(packed) if name == packed.name else "") for name, _ in MNIST.resources
+    ]
     monkeypatch.setattr(MNIST, "resources", sums)
-    data = load_dataset(config_for("mnist", (1, 28, 28)), mnist, "test")
+    data = read_dataset(config_for("mnist", (1, 28, 28)), mnist, "test")
     assert data.images.tobytes() == before[16:]
 
 
@@ -88,7 +90,7 @@ def test_damaged_idx_files(mnist, damage):
     else:
         shutil.copy(raw / "t10k-labels-idx1-ubyte", raw / "train-labels-idx1-ubyte")
     with pytest.raises(UserError, match="files of train are damaged"):
-        load_dataset(config_for("mnist", (1, 28, 28)), mnist, "train")
+        read_dataset(config_for("mnist", (1, 28, 28)), mnist, "train")
 
 
 @pytest.fixture
@@ -104,39 +106,39 @@ def cifar_archive(tmp_path, monkeypatch) -> np.ndarray:
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": list(range(10))}))
     meta = {"label_names": [f"class {i}" for i in range(10)]}
     (folder / CIFAR10.meta["filename"]).write_bytes(pickle.dumps(meta))
-    sums = [[name, md5_of(folder / name)] for name in batches]
+    sums = [[name, compute_md5(folder / name)] for name in batches]
     monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
     monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
     meta_file = folder / CIFAR10.meta["filename"]
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5_of(meta_file)})
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": compute_md5(meta_file)})
     with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as file:
         file.add(folder, CIFAR10.base_folder)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5_of(tmp_path / CIFAR10.filename))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", compute_md5(tmp_path / CIFAR10.filename))
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:1/")
     monkeypatch.setattr(official, "CIFAR10_MIRROR", "http://127.0.0.1:1/")
     return data.reshape(60, 3, 32, 32)
 
 
 def test_an_archive_put_there_by_hand_is_unpacked_and_read(cifar_archive, tmp_path):
-    train = load_dataset(config_for("cifar10"), tmp_path, "train")
+    train = read_dataset(config_for("cifar10"), tmp_path, "train")
     (tmp_path / "cifar-10-python.tar.gz").unlink()
-    test = load_dataset(config_for("cifar10"), tmp_path, "test")
+    test = read_dataset(config_for("cifar10"), tmp_path, "test")
     assert np.array_equal(np.concatenate((train.images, test.images)), cifar_archive)
     assert train.labels.tolist() == [*range(10)] * 5
     assert train.class_names[9] == "class 9"
 
 
 def test_a_changed_batch_file_is_refused(cifar_archive, tmp_path):
-    load_dataset(config_for("cifar10"), tmp_path, "train")
+    read_dataset(config_for("cifar10"), tmp_path, "train")
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"other")
     with pytest.raises(UserError, match="is not the original: remove this folder"):
-        load_dataset(config_for("cifar10"), tmp_path, "test")
+        read_dataset(config_for("cifar10"), tmp_path, "test")
 
 
 def test_a_dataset_that_is_not_there_and_cannot_be_downloaded(cifar_archive, tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").unlink()
     with pytest.raises(UserError, match="could not be downloaded") as error:
-        load_dataset(config_for("cifar10"), tmp_path, "train")
+        read_dataset(config_for("cifar10"), tmp_path, "train")
     assert str(tmp_path / "cifar-10-python.tar.gz") in str(error.value)
 
 
@@ -160,12 +162,12 @@ TINY = config_for("tiny", (3, 64, 64), classes=200)
 
 
 def test_tiny_imagenet_takes_its_labels_from_the_annotations(tiny):
-    data = load_dataset(TINY, tiny, "test")
+    data = read_dataset(TINY, tiny, "test")
     assert data.name == "tiny_imagenet"
     assert data.labels.tolist() == [1, 0, 1]
     assert data.class_names == ["goldfish", "centipede"]
     assert [int(image.min()) for image in data.images] == [0, 100, 200]
-    assert load_dataset(TINY, tiny, "train").labels.tolist() == [0, 1]
+    assert read_dataset(TINY, tiny, "train").labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("damage", ["image gone", "no label", "class unknown", "no annotations"])
@@ -184,7 +186,7 @@ def test_an_incomplete_tiny_imagenet(tiny, damage):
         (val / "val_annotations.txt").unlink()
         message = "val_annotations.txt: not there"
     with pytest.raises(UserError) as error:
-        load_dataset(TINY, tiny, "test")
+        read_dataset(TINY, tiny, "test")
     assert message in str(error.value)
 
 
@@ -209,14 +211,14 @@ def real(tmp_path_factory):
 
 def test_cifar10_has_its_known_means_and_deviations(real):
     data_dir = real("cifar10", "cifar10/.unpacked")
-    train = load_dataset(config_for("cifar10"), data_dir, "train")
+    train = read_dataset(config_for("cifar10"), data_dir, "train")
     assert np.bincount(train.labels).tolist() == [5000] * 10
     levels = np.arange(256) / 255
     for channel, mean, deviation in ((0, 0.4914, 0.2470), (1, 0.4822, 0.2435), (2, 0.4465, 0.2616)):
         p = np.bincount(train.images[:, channel].ravel(), minlength=256) / (50_000 * 1024)
         assert round(p @ levels, 4) == mean
         assert round(np.sqrt(p @ levels**2 - (p @ levels) ** 2), 4) == deviation
-    test = load_dataset(config_for("cifar10"), data_dir, "test")
+    test = read_dataset(config_for("cifar10"), data_dir, "test")
     assert np.bincount(test.labels).tolist() == [1000] * 10
 
 
@@ -224,7 +226,7 @@ def test_cifar10_has_its_known_means_and_deviations(real):
 def test_mnist_and_fashion_mnist(real, name, train_size):
     data_dir = real("mnist", "FashionMNIST/raw/.unpacked")
     for split, size in (("train", train_size), ("test", 10_000)):
-        data = load_dataset(config_for(name, (1, 28, 28)), data_dir, split)
+        data = read_dataset(config_for(name, (1, 28, 28)), data_dir, split)
         assert data.images.shape == (size, 1, 28, 28)
         assert set(data.labels.tolist()) == set(range(10))
     assert len(data.class_names) == 10
@@ -232,7 +234,7 @@ def test_mnist_and_fashion_mnist(real, name, train_size):
 
 def test_twenty_classes_of_tiny_imagenet(real):
     data_dir = real("tiny_imagenet", "tiny-imagenet-200/.unpacked")
-    train, test = (load_dataset(TINY, data_dir, split) for split in ("train", "test"))
+    train, test = (read_dataset(TINY, data_dir, split) for split in ("train", "test"))
     assert np.bincount(train.labels).tolist() == [500] * 20
     assert np.bincount(test.labels).tolist() == [50] * 20
     images = np.concatenate((train.images, test.images))
