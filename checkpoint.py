@@ -9,7 +9,6 @@ A checkpoint is a dict of tensors and plain types, read with `weights_only=True`
 import hashlib
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from model.foreign_checkpoints import adopted, is_foreign
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser
 from support.errors import UserError
-from support.files import replacing
+from support.files import DAMAGED, replacing
 from utils import seed_everything
 
 MODEL_KEYS = (
@@ -32,10 +31,6 @@ MODEL_KEYS = (
     "network",
     "cond_drop_prob",
 )  # what decides the weights' meaning
-DAMAGED = (  # what torch.load raises for a file that is not whole, or of something else
-    RuntimeError, EOFError, OSError, LookupError, ValueError, pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

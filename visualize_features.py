@@ -12,7 +12,7 @@ from evaluation.probe.features import Extractor, model_source
 from evaluation.tables import best_cell_of_last_grid
 from support import distributed
 from support.errors import UserError
-from support.files import replacing
+from support.files import save_array
 from utils import log, permutation, pick_device
 
 MIN_IMAGES = 10
@@ -70,10 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     stem = results_folder(args, model.config) / f"tsne_ep{model.epoch}_t{t}_{block}"
     title = f"t-SNE of {len(index):,} {test.name} test images: {block}, t={t}, epoch {model.epoch}"
     scatter(stem.with_suffix(".png"), points, test.labels[index], test.class_names, title)
-    with replacing(stem.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file, points=points, labels=test.labels[index], index=index, classes=test.class_names
-        )
+    arrays = {
+        "points": points, "labels": test.labels[index], "index": index,
+        "classes": test.class_names,
+    }  # fmt: skip
+    save_array(stem.with_suffix(".npz"), arrays)
     print(f"wrote {stem}.png and {stem}.npz")
     return 0
 

@@ -30,8 +30,8 @@ from evaluation.fid.inception import inception_features, load_inception, weights
 from model.denoiser import Denoiser
 from model.samplers import SAMPLERS
 from sampling import SamplerSettings, Watcher, labels_of, sample_in_batches, sampler_settings, solve
-from support.files import replacing, short_hash
-from utils import ImageNoise, log, progress
+from support.files import load_array, save_array, short_hash
+from utils import ImageNoise, progress
 
 REFERENCE = "heun"
 REFERENCE_SPACING = "karras"  # of all processes; from the highest noise level to the lowest
@@ -104,16 +104,14 @@ class Bench:
         )
         what = [self.model.fingerprint(), self.model.config.seed, self.n, settings.tag()]
         path = folder / f"samplers_reference_{short_hash(what)}.npy"
-        if path.exists():
-            try:
-                return torch.from_numpy(np.load(path, allow_pickle=False))
-            except (ValueError, EOFError):
-                log.warning(f"{path} is damaged and is made anew")
+        shape = (self.n, *self.model.config.network.image_shape)
+        kept = load_array(path, lambda x0: x0.shape == shape and x0.dtype == np.float64, False)
+        if kept is not None:
+            return torch.from_numpy(kept)
         total = evaluations_of(REFERENCE, steps) * -(-self.n // self.batch_size)
         with progress(total=total, desc=f"reference, {steps} steps", unit="evaluation") as bar:
             x0 = self.solve(settings, watch=lambda *_: bar.update())
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, x0.numpy())
+        save_array(path, x0.numpy())
         return x0
 
     def measure(self, settings: SamplerSettings, exact: Tensor) -> dict:

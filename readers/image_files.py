@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from support.errors import UserError
-from support.files import replacing, write_json
+from support.files import load_array, load_json, save_array, write_json
 from utils import log, progress
 
 Shape = tuple[int, int, int]  # C, H, W
@@ -74,7 +73,7 @@ def read_images(
         )
     key = f"{name}-{'x'.join(map(str, shape))}-{_fingerprint(root, files)}"
     cache = root / CACHE_DIR
-    images, bad = _load(cache, key) or (None, None)
+    images, bad = _load(cache, key, len(files), shape) or (None, None)
     stored = images is not None
     if not stored:
         images, bad = _decode_all(files, shape, f"decoding {root.name}/{name}")
@@ -173,14 +172,19 @@ def _describe(root: Path, name: str, bad: dict[int, str], files: list[ImageFile]
     return f"{root}: {count}: {', '.join(first + more)}"
 
 
-def _load(cache: Path, key: str) -> tuple[np.ndarray, dict[int, str]] | None:
+def _load(
+    cache: Path, key: str, n_files: int, shape: Shape
+) -> tuple[np.ndarray, dict[int, str]] | None:
     """The stored array and {index: reason} of what was left out of it, or None."""
-    try:
-        bad = json.loads((cache / f"{key}.json").read_text(encoding="utf-8"))["bad"]
-        images = np.load(cache / f"{key}.npy", mmap_mode="r")
-    except (OSError, ValueError, KeyError):  # not there, or damaged: decode again
+    record = load_json(cache / f"{key}.json", {"bad": {str: str}})
+    if record is None:
         return None
-    return images, {int(i): reason for i, reason in bad.items()}
+    bad = {int(i): reason for i, reason in record["bad"].items() if i.isdecimal()}
+    stored_shape = (n_files - len(bad), *shape)
+    images = load_array(
+        cache / f"{key}.npy", lambda a: a.shape == stored_shape and a.dtype == np.uint8
+    )
+    return None if images is None else (images, bad)
 
 
 def _store(cache: Path, key: str, images: np.ndarray, bad: dict[int, str]) -> np.ndarray:
@@ -189,8 +193,7 @@ def _store(cache: Path, key: str, images: np.ndarray, bad: dict[int, str]) -> np
     Returns the memory-mapped array, or `images` itself where nothing can be written.
     """
     try:
-        with replacing(cache / f"{key}.npy") as temporary, open(temporary, "wb") as file:
-            np.save(file, images)
+        save_array(cache / f"{key}.npy", images)
         write_json(cache / f"{key}.json", {"bad": bad})
     except UserError as error:
         log.warning("the decoded images are used from memory, not kept: %s", error)
@@ -200,4 +203,5 @@ def _store(cache: Path, key: str, images: np.ndarray, bad: dict[int, str]) -> np
         if not old.name.startswith(key):
             with contextlib.suppress(OSError):  # another process is as welcome to remove it
                 old.unlink()
-    return np.load(cache / f"{key}.npy", mmap_mode="r")
+    kept = load_array(cache / f"{key}.npy", lambda array: array.shape == images.shape)
+    return images if kept is None else kept

@@ -1,54 +1,112 @@
-"""Writing files so that a kill at any moment leaves the old one or the new one, never a half."""
+"""Files of our own: written so that a kill leaves the old one or the new one, and read with care.
+
+What is read back may be damaged, or of something else. `read_json` answers that with a UserError;
+`load_array` and `load_json`, for what can be made anew, with a note and None.
+"""
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+import pickle
+import shutil
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from support.errors import UserError
+
+log = logging.getLogger("tiny-ddae")  # that of utils
+
+# What NumPy's and PyTorch's readers were seen to raise for a file that is damaged, truncated, or
+# of something else.
+DAMAGED = (
+    OSError, ValueError, LookupError, RuntimeError, EOFError, TypeError, AttributeError,
+    SyntaxError, MemoryError, OverflowError, tokenize.TokenError, struct.error, zlib.error,
+    zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
+
+
+# --- writing
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path` to write to, and renames it at the end.
 
-    `flush` also waits for the disk, so that the file survives a power cut.
-    Raises UserError if the disk is full or not writable; what was at `path` stays.
+    It also removes what earlier, killed processes left of their own attempts at `path`, and
+    waits for the disk, so that the file survives a power cut; without `flush`, for files of
+    which there are many, neither. Raises UserError if the disk is full or not writable; what was
+    at `path` stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path, "what was there before is untouched. "):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if flush:
+                remove_leftovers(path.parent, path.name)
+            yield temporary
+            if flush:
+                _sync(temporary)
+            os.replace(temporary, path)
+            if flush and os.name == "posix":  # Windows cannot open a folder
+                _sync(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # of the folder that could not be made
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, kept: str = "") -> Iterator[None]:
+    """Around what writes to `path`: the disk's refusal becomes a UserError. `kept`: a sentence on
+    what is there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if flush:
-            _sync(temporary)
-        os.replace(temporary, path)
-        if flush and os.name == "posix":  # Windows cannot open a folder
-            _sync(path.parent)
+        yield
     except OSError as error:
         raise UserError(
-            f"{path}: could not be written ({error.strerror or error}); what was there before is "
-            "untouched. Free some space, or write elsewhere, and run the same command again"
+            f"{path}: could not be written ({error.strerror or error}); {kept}"
+            "Free some space, or write elsewhere, and run the same command again"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # of the folder that could not be made
-            temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, values: dict) -> None:
-    """Writes `values` as indented JSON, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes left half-written in `folder`: .<name>.<pid>.tmp, of every
+    name if None. Those of processes that live stay."""
+    with os.scandir(folder) as entries:
+        hidden = [entry.name for entry in entries if entry.name.startswith(".")]
+    for found in hidden:
+        of, _, pid = found[1:].removesuffix(".tmp").rpartition(".")
+        if not found.endswith(".tmp") or not pid.isdecimal() or name not in (None, of):
+            continue
+        if int(pid) != os.getpid() and not _is_alive(int(pid)):
+            _remove(folder / found)
 
 
-def read_json(path: str | Path) -> dict:
-    """What `write_json` wrote. Raises UserError if it is damaged."""
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # on Windows the question would end the process
+        return True
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; delete it and run the command again") from None
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):  # another process is as welcome to remove it
+            path.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -57,6 +115,95 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- arrays
+
+
+def save_array(path: str | Path, array: np.ndarray | dict[str, np.ndarray]) -> None:
+    """Writes one array as .npy, or {name: array} as .npz, atomically.
+
+    Raises UserError if the disk is full or not writable.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        if isinstance(array, dict):
+            np.savez(file, **array)
+        else:
+            np.save(file, array)
+
+
+def load_array(path: str | Path, fits: Callable[..., bool], memory_map: bool = True):
+    """What `save_array` kept at `path`: an array, memory-mapped and read-only, or {name: array}.
+
+    None where nothing is; None too, with a note, where the file is damaged or `fits`, of what it
+    holds, is false: it is of another time, or of other settings, and is to be made anew.
+    """
+    try:
+        found = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+        if not isinstance(found, np.ndarray):
+            with found as arrays:
+                found = dict(arrays)
+        whole = fits(found)
+    except FileNotFoundError:
+        return None
+    except DAMAGED:
+        whole = False
+    return found if whole else _to_be_made_anew(path)
+
+
+def _to_be_made_anew(path: str | Path) -> None:
+    log.warning("%s is damaged, or of something else, and is made anew", path)
+
+
+# --- JSON
+
+
+def write_json(path: str | Path, values: dict) -> None:
+    """Writes `values` as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(
+    path: str | Path, form: object = dict, advice: str = "delete it and run the command again"
+) -> dict:
+    """What `write_json` wrote. Raises UserError, with the advice, if it is not there, damaged, or
+    not of `form`: see `has_form`."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: could not be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not valid JSON; {advice}") from None
+    if not has_form(values, form):
+        raise UserError(f"{path}: not what this program writes there; {advice}")
+    return values
+
+
+def load_json(path: str | Path, form: object = dict) -> dict | None:
+    """Like `read_json` for what can be made anew: None where nothing is, and, with a note, where
+    it is damaged or not of `form`."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        return read_json(path, form)
+    except UserError:
+        return _to_be_made_anew(path)
+
+
+def has_form(values: object, form: object) -> bool:
+    """Whether `values`, read from JSON, are of `form`: a type or a union of types; a list of one
+    form, that of every entry; or a dict {name: form} of names that must be there, where the name
+    `str` stands for every name."""
+    if isinstance(form, list):
+        return isinstance(values, list) and all(has_form(value, form[0]) for value in values)
+    if not isinstance(form, dict):
+        return isinstance(values, form)
+    if not isinstance(values, dict):
+        return False
+    if str in form:
+        return all(has_form(value, form[str]) for value in values.values())
+    return all(name in values and has_form(values[name], form[name]) for name in form)
 
 
 def short_hash(settings: object) -> str:

@@ -135,7 +135,7 @@ def test_a_full_disk_costs_only_the_kept_array(tree, monkeypatch, messages):
         file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(image_files.np, "save", full)
+    monkeypatch.setattr(np, "save", full)
     assert read_dataset(FOLDER, tree, "train").images.shape == (6, 3, 8, 8)
     assert "No space left on device" in messages[0]
     assert stored(tree / "folder") == []

@@ -4,8 +4,6 @@ FID is Heusel et al. 2017 (arXiv 1706.08500), eq. 6; KID is Binkowski et al. 201
 (arXiv 1801.01401). Both read features of Inception (evaluation/inception.py).
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from datasets import Dataset
 from evaluation.fid.inception import N_FEATURES
 from support import distributed
 from support.errors import UserError
-from support.files import replacing
+from support.files import load_array, save_array
 from utils import derive_seed, log, progress
 
 CHUNK = 4096  # rows that are float64 at once: 64 MiB of features
@@ -130,8 +128,9 @@ def reference_statistics(
     """
     statistics = cache.with_name(cache.name + ".npz")
     kept = cache.with_name(cache.name + ".npy")
-    gaussian = _read_gaussian(statistics)
-    features = _read_features(kept) if keep_features else None
+    arrays = load_array(statistics, _are_statistics)
+    gaussian = arrays and Gaussian(arrays["mu"], arrays["sigma"], int(arrays["n"]))
+    features = load_array(kept, _are_features) if keep_features else None
     if gaussian is not None and (features is not None or not keep_features):
         return gaussian, features
     features = compute()
@@ -143,32 +142,18 @@ def reference_statistics(
 
 def _keep(statistics: Path, kept: Path | None, gaussian: Gaussian, features: np.ndarray) -> None:
     try:
-        with replacing(statistics) as path, open(path, "wb") as file:
-            np.savez(file, mu=gaussian.mean, sigma=gaussian.covariance, n=gaussian.n)
+        arrays = {"mu": gaussian.mean, "sigma": gaussian.covariance, "n": gaussian.n}
+        save_array(statistics, arrays)
         if kept is not None:
-            with replacing(kept) as path, open(path, "wb") as file:
-                np.save(file, features)
+            save_array(kept, features)
     except UserError as error:  # data_dir may be read-only: the score can still be had
         log.warning(f"the statistics of the reference set could not be kept: {error}")
 
 
-def _read_gaussian(path: Path) -> Gaussian | None:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Gaussian(arrays["mu"], arrays["sigma"], int(arrays["n"]))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        log.warning(f"{path} is damaged and is made anew")
-        return None
+def _are_statistics(arrays: dict[str, np.ndarray]) -> bool:
+    width = len(arrays["mu"])
+    return arrays["sigma"].shape == (width, width) and int(arrays["n"]) > 1
 
 
-def _read_features(path: Path) -> np.ndarray | None:
-    try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError):
-        log.warning(f"{path} is damaged and is made anew")
-        return None
-    return features if features.ndim == 2 and features.shape[1] == N_FEATURES else None
+def _are_features(features: np.ndarray) -> bool:
+    return features.ndim == 2 and features.shape[1] == N_FEATURES

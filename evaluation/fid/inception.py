@@ -10,9 +10,9 @@ import pytorch_fid.inception
 import torch
 from torch import nn
 
-from checkpoint import DAMAGED
 from support import distributed
 from support.errors import UserError
+from support.files import DAMAGED
 from utils import log, progress
 
 WEIGHTS_URL = pytorch_fid.inception.FID_WEIGHTS_URL

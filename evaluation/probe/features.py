@@ -18,7 +18,7 @@ from datasets import Batches, Dataset
 from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
-from support.files import replacing, short_hash
+from support.files import load_array, save_array, short_hash
 from utils import amp_dtype, autocast, generator, log, progress
 
 Cell = tuple[float, str]  # timestep, block
@@ -142,18 +142,21 @@ class Extractor:
                 for block, values in self._compute(dataset, t, blocks).items()
             }
         folder = self.folder / self._key(dataset)
+
+        def kept(t: float, block: str) -> np.ndarray | None:
+            path = folder / f"t{t}_{block}.npy"
+            return load_array(path, lambda a: a.ndim == 2 and len(a) == len(dataset))
+
+        cells = {}
         for t in timesteps:
-            missing = [block for block in blocks if not _file(folder, t, block).is_file()]
+            cells |= {(t, block): kept(t, block) for block in blocks}
+            missing = [block for block in blocks if cells[t, block] is None]
             computed = self._compute(dataset, t, missing) if missing else {}
             for block, values in computed.items() if distributed.is_main() else ():
-                with replacing(_file(folder, t, block)) as path, open(path, "wb") as file:
-                    np.save(file, values)
-        distributed.barrier()
-        return {
-            (t, block): np.load(_file(folder, t, block), mmap_mode="r")
-            for t in timesteps
-            for block in blocks
-        }
+                save_array(folder / f"t{t}_{block}.npy", values)
+            distributed.barrier()
+            cells |= {(t, block): kept(t, block) for block in missing}
+        return cells
 
     @torch.no_grad()
     def _compute(
@@ -202,12 +205,7 @@ def save_features(path: Path, datasets: list[Dataset], features: list[dict[Cell,
     arrays = {f"{dataset.split}_labels": dataset.labels for dataset in datasets}
     for dataset, cells in zip(datasets, features, strict=True):
         arrays |= {f"{dataset.split}_t{t}_{block}": cells[t, block] for t, block in cells}
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-
-
-def _file(folder: Path, t: float, block: str) -> Path:
-    return folder / f"t{t}_{block}.npy"
+    save_array(path, arrays)
 
 
 def _noise(indices: range, batch_size: int, shape: tuple[int, ...], key: tuple) -> Iterator[Tensor]:
