@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from sklearn.manifold import TSNE
 
 from cli import add_output_dir, at_least, job, job_parser, load_dataset, load_model, results_folder
 from evaluation.plots import scatter
@@ -81,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def embed(features: np.ndarray, seed: int) -> np.ndarray:
     """(N, C) -> (N, 2)."""
+    from sklearn.manifold import TSNE  # slow to import: only for those who get here
+
     perplexity = min(30, (len(features) - 1) / 3)
     tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
     return tsne.fit_transform(np.array(features))

@@ -1,15 +1,12 @@
-"""Every figure of the project, as PNG files."""
+"""Every figure of the project, as PNG files.
+
+Matplotlib is imported where something is drawn: no job waits for it before it has work.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from datasets import to_uint8
@@ -33,8 +30,11 @@ def heat_map(
     `marked`, a (row, column), is framed in every panel. Raises UserError if `path` cannot be
     written.
     """
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
     size = (len(tables) * (1.8 + 0.85 * len(columns)) + 1.2, 1.7 + 0.45 * len(rows))
-    figure = Figure(figsize=(max(size[0], 7.0), max(size[1], 2.8)), layout="constrained")
+    figure = _new_figure(max(size[0], 7.0), max(size[1], 2.8))
     axes = figure.subplots(1, len(tables), squeeze=False)[0]
     values = np.concatenate([table.ravel() for table in tables.values()])
     scale = Normalize(values.min(), max(values.max(), values.min() + 1))
@@ -62,11 +62,11 @@ def scatter(
 
     Raises UserError if `path` cannot be written.
     """
-    figure = Figure(figsize=(8.5, 7.0), layout="constrained")
+    figure = _new_figure(8.5, 7.0)
     ax = figure.subplots()
     n = len(class_names)
     name = "tab10" if n <= 10 else "tab20" if n <= 20 else "gist_rainbow"
-    colours = matplotlib.colormaps[name]
+    colours = _colour_map(name)
     size = np.clip(15_000 / len(points), 4, 30)  # square points
     for label, class_name in enumerate(class_names):
         chosen = points[labels == label]
@@ -98,7 +98,7 @@ def curves(
 
     None among the values: no point there. Raises UserError if `path` cannot be written.
     """
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    figure = _new_figure(8.0, 5.0)
     ax = figure.subplots()
     _draw_lines(ax, x, lines, x_label, y_label, spread, log_x, log_y)
     ax.set_title(title, fontsize=11)
@@ -118,7 +118,7 @@ def curve_panels(
 
     Raises UserError if `path` cannot be written.
     """
-    figure = Figure(figsize=(5.5 * len(panels) + 1, 4.5), layout="constrained")
+    figure = _new_figure(5.5 * len(panels) + 1, 4.5)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (y_label, lines) in zip(axes, panels.items(), strict=True):
         _draw_lines(ax, x, lines, x_label, y_label)
@@ -130,7 +130,9 @@ def curve_panels(
 
 
 def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False, log_y=False) -> None:
-    colours = matplotlib.colormaps["tab10" if len(lines) <= 10 else "tab20"]
+    from matplotlib.ticker import MaxNLocator
+
+    colours = _colour_map("tab10" if len(lines) <= 10 else "tab20")
     for i, (name, y) in enumerate(lines.items()):
         there = [j for j, value in enumerate(y) if value is not None]
         half = (spread or {}).get(name)
@@ -151,6 +153,8 @@ def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False, log_y=
 
 
 def _log_ticks(axis) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
@@ -169,7 +173,7 @@ def loss_curve(
     Raises UserError if `path` cannot be written.
     """
     figure, ax = _loss_axes(title)
-    blue, orange = matplotlib.colormaps["tab10"].colors[:2]
+    blue, orange = _colour_map("tab10").colors[:2]
     ax.plot(steps, raw, color=blue, alpha=0.35, marker=".", label="train, raw")
     ax.plot(steps, smoothed, color=blue, label="train, smoothed")
     ax.plot(list(test), list(test.values()), "o", color=orange, label="test, EMA weights")
@@ -185,7 +189,7 @@ def loss_by_bucket(
     Raises UserError if `path` cannot be written.
     """
     figure, ax = _loss_axes(title)
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(parts)))
+    colours = _colour_map("viridis")(np.linspace(0, 0.95, len(parts)))
     for colour, (name, losses) in zip(colours, parts.items(), strict=True):
         ax.plot(steps, losses, color=colour, marker=".", ms=3, label=name)
     figure.legend(loc="outside right center", frameon=False)
@@ -193,7 +197,7 @@ def loss_by_bucket(
 
 
 def _loss_axes(title: str):
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    figure = _new_figure(8.0, 5.0)
     ax = figure.subplots()
     ax.set_yscale("log")
     _log_ticks(ax.yaxis)
@@ -207,7 +211,7 @@ def _loss_axes(title: str):
 def image_table(path: Path, images: Tensor, column_titles: Sequence[str], title: str) -> None:
     """images: (rows, columns, C, H, W) uint8. Raises UserError if `path` cannot be written."""
     rows, columns = images.shape[:2]
-    figure = Figure(figsize=(max(1.1 * columns, 6.0), 1.1 * rows + 0.8), layout="constrained")
+    figure = _new_figure(max(1.1 * columns, 6.0), 1.1 * rows + 0.8)
     _show_images(figure, images, column_titles)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)
@@ -220,10 +224,7 @@ def image_grids(
     images in them have `row_titles`. Raises UserError if `path` cannot be written."""
     height, width = grids[0][1].shape[1:]
     size = 0.5 * len(row_titles)
-    figure = Figure(
-        figsize=(len(grids) * (size * width / height + 0.2) + 1.2, size + 0.9),
-        layout="constrained",
-    )
+    figure = _new_figure(len(grids) * (size * width / height + 0.2) + 1.2, size + 0.9)
     axes = figure.subplots(1, len(grids), squeeze=False)[0]
     for ax, (name, grid) in zip(axes, grids, strict=True):
         ax.imshow(grid.transpose(1, 2, 0), interpolation="nearest")
@@ -260,7 +261,7 @@ def forward_process(
     of the noise, `signal` and `noise` (len(t),), over t. Raises UserError if `path` cannot be
     written."""
     rows, columns = images.shape[:2]
-    figure = Figure(figsize=(max(1.1 * columns, 6.0), 1.1 * rows + 3.2), layout="constrained")
+    figure = _new_figure(max(1.1 * columns, 6.0), 1.1 * rows + 3.2)
     above, below = figure.subfigures(2, 1, height_ratios=[1.1 * rows + 0.4, 2.8])
     _show_images(above, to_uint8(images), [f"t = {t}" if t else "clean" for t in timesteps])
     ax = below.subplots()
@@ -277,7 +278,19 @@ def forward_process(
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
+def _new_figure(width: float, height: float):
+    """An empty figure, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _colour_map(name: str):
+    import matplotlib
+
+    return matplotlib.colormaps[name]
+
+
+def _save(figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

@@ -19,6 +19,12 @@ torch.set_num_threads(1)  # the tensors are tiny: more threads would only wait f
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
+READS_A_MODEL = [
+    "linear", "finetune", "noisy_classifier", "contrastive", "visualize_features", "sample", "fid",
+]  # fmt: skip
+TAKES_A_DEVICE = ["train", *READS_A_MODEL, "reproduce"]
+JOBS = [*TAKES_A_DEVICE, "visualize_diffusion"]
+
 TINY = {
     "dataset": "digits",
     "network": {

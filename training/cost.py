@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from training.trainer import Trainer
 from utils import peak_memory_bytes
@@ -28,6 +27,8 @@ class Cost:
 
 def measure_cost(trainer: Trainer) -> Cost:
     """Runs a few real training steps; the trainer is of no use afterwards."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
     device = trainer.device
     x0, _ = trainer.batches[0]
     sigma = trainer.denoiser.training_sigma(torch.rand(1, device=device))

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from support import distributed
 from support.files import replacing
@@ -22,6 +21,8 @@ class RunLog:
         self.writes = distributed.is_main()
         if not self.writes:
             return
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
         save_dir.mkdir(parents=True, exist_ok=True)
         self.path = save_dir / "metrics.jsonl"
         kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= start_step]

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import torch
-from ema_pytorch import EMA
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
@@ -90,6 +89,8 @@ class Trainer:
         self.save_dir = Path(config.save_dir)
         seed_everything(config.seed, "init")
         self.denoiser = build_denoiser(config).to(device)
+        from ema_pytorch import EMA  # slow to import
+
         self.ema = EMA(
             self.denoiser.net,
             beta=config.ema,

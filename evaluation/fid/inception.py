@@ -6,7 +6,6 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import pytorch_fid.inception
 import torch
 from torch import nn
 
@@ -15,7 +14,10 @@ from support.errors import UserError
 from support.files import DAMAGED
 from utils import log, progress
 
-WEIGHTS_URL = pytorch_fid.inception.FID_WEIGHTS_URL
+WEIGHTS_URL = (  # pytorch_fid.inception.FID_WEIGHTS_URL
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth"
+)
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 DOWNLOAD_TIMEOUT_S = 30  # of silence; without one a firewall that drops packets hangs the job
 N_FEATURES = 2048
@@ -63,6 +65,8 @@ def load_inception(weights: Path, device: torch.device) -> nn.Module:
 
     It resizes to 299x299 itself. Raises UserError if the file is damaged or holds something else.
     """
+    import pytorch_fid.inception  # slow to import
+
     mend = f"delete it and let it be downloaded again, or fetch {WEIGHTS_URL}"
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)

@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
+from torch.nn import functional as F
 
 from support.files import replacing
+
+BETWEEN = 2  # pixels between the images of a grid
+WHITE = 255
 
 
 def save_png(path: str | Path, image: Tensor) -> None:
@@ -40,8 +43,21 @@ def rows_by_class(images: Tensor, y: Tensor | None) -> tuple[Tensor, int | None]
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:
-    """images: (N, C, H, W) uint8 -> (3, H', W') in rows of `columns`, with white between them."""
-    return make_grid(images, nrow=columns, padding=2, pad_value=255)
+    """images: (N, C, H, W) uint8 -> (3, H', W') in rows of `columns`, with white between them.
+
+    One image alone gets no frame.
+    """
+    images = images.expand(-1, 3, -1, -1)
+    n, c, h, w = images.shape
+    if n == 1:
+        return images[0]
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    cells = images.new_full((rows * columns, c, h + BETWEEN, w + BETWEEN), WHITE)
+    cells[:n, :, BETWEEN:, BETWEEN:] = images
+    cells = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
+    grid = cells.reshape(c, rows * (h + BETWEEN), columns * (w + BETWEEN))
+    return F.pad(grid, (0, BETWEEN, 0, BETWEEN), value=WHITE)
 
 
 def save_image_grid(
@@ -54,7 +70,7 @@ def save_image_grid(
     rows = [images]
     if real is not None:
         missing = -len(images) % columns
-        rows += [torch.full((missing, *images.shape[1:]), 255, dtype=torch.uint8), real[:columns]]
+        rows += [torch.full((missing, *images.shape[1:]), WHITE, dtype=torch.uint8), real[:columns]]
     grid = image_grid(torch.cat(rows), columns)
     zoom = max(1, 64 // images.shape[-1])
     grid = grid.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.utils import make_grid
 
 from evaluation.plots import heat_map, scatter
+from evaluation.samples.grids import image_grid
 from support.errors import UserError
 
 
@@ -35,3 +38,10 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
         scatter(tmp_path / "file" / "a.png", np.zeros((2, 2)), np.zeros(2), ["x"], "title")
+
+
+@pytest.mark.parametrize(("n", "channels", "columns"), [(1, 3, 4), (3, 1, 8), (7, 3, 3), (8, 1, 4)])
+def test_a_grid_is_that_of_torchvision(n, channels, columns):
+    images = torch.randint(256, (n, channels, 5, 6), dtype=torch.uint8)
+    theirs = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    assert torch.equal(image_grid(images, columns), theirs)

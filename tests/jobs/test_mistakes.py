@@ -6,16 +6,11 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import JOBS, READS_A_MODEL, ROOT, TAKES_A_DEVICE
 
 from cli import job_parser, load_model
 from support.errors import UserError
 
-READS_A_MODEL = [
-    "linear", "finetune", "noisy_classifier", "contrastive", "visualize_features", "sample", "fid",
-]  # fmt: skip
-TAKES_A_DEVICE = ["train", *READS_A_MODEL, "reproduce"]
-JOBS = [*TAKES_A_DEVICE, "visualize_diffusion"]
 # what a job cannot do without, beside a config
 MORE = {
     "fid": ["--n", "4"],
