@@ -19,7 +19,7 @@ from model.input_scale import INPUT_SCALES
 from model.samplers import SAMPLERS, SPACINGS
 from sampling import SamplerSettings, sampler_settings
 from support import distributed
-from support.errors import UserError
+from support.errors import Stopped, UserError
 from utils import setup_logging
 
 ALWAYS_EXCLUDED = (
@@ -58,6 +58,8 @@ def job(main):
             message, code = f"error: {error}", 2
         except torch.OutOfMemoryError:
             message, code = f"error: {OUT_OF_MEMORY}", 2
+        except Stopped as stop:
+            message, code = str(stop), 128 + stop.signal
         except KeyboardInterrupt:
             message, code = "interrupted; what was finished is kept", 128 + signal.SIGINT
         else:

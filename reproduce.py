@@ -193,7 +193,7 @@ def announce_long_work(args: argparse.Namespace, config: Config) -> None:
 def measure(args: argparse.Namespace, config: Config) -> tuple[Cost, int]:
     setup_logging()
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
-    trainer = Trainer(config, train, test, pick_device(args.device), args.use_amp)
+    trainer = Trainer(config, train, pick_device(args.device), args.use_amp)
     return measure_cost(trainer), len(train) + len(test)
 
 

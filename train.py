@@ -14,6 +14,7 @@ from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
 from training.cost import measure_cost
+from training.run import Run
 from training.trainer import Trainer
 from utils import log, pick_device
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--epochs: this run ends by steps, n_step is {config.n_step}")
     device = pick_device(args.device)
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
-    trainer = Trainer(config, train, test, device, args.use_amp)
+    trainer = Trainer(config, train, device, args.use_amp)
     note_what_is_left(trainer.denoiser)
     if args.dry_run:
         print_cost(trainer)
@@ -60,17 +61,12 @@ def main(argv: list[str] | None = None) -> int:
             config.batch_size, config.lrate, distributed.world_size(),
             config.batch_size // distributed.world_size(),
         )  # fmt: skip
-    position(trainer, args.restart)
+    run = Run(trainer, test)
+    position(run, args.restart)
     if trainer.step >= trainer.total_steps:
-        log.info("nothing to do: %s is at the last step already", trainer.latest_path)
+        log.info("nothing to do: %s is at the last step already", run.kept.path)
         return 0
-    trainer.run()
-    if trainer.stop_signal:
-        log.info(
-            "stopped at step %d of %d and saved %s; the same command goes on from there",
-            trainer.step, trainer.total_steps, trainer.latest_path,
-        )  # fmt: skip
-        return 128 + trainer.stop_signal
+    run.run()
     log.info("done: checkpoints, pictures and metrics are in %s", config.save_dir)
     return 0
 
@@ -87,20 +83,20 @@ def note_what_is_left(process: Denoiser) -> None:
         )  # fmt: skip
 
 
-def position(trainer: Trainer, restart: bool) -> None:
-    """Puts the trainer where its run stopped, or at `load_epoch`, or leaves it at the start.
+def position(run: Run, restart: bool) -> None:
+    """Puts the run where it stopped, or at `load_epoch`, or leaves it at the start.
 
     Raises UserError if what is there is of another config.
     """
-    config, latest = trainer.config, trainer.latest_path
+    config, latest = run.config, run.kept.path
     state = checkpoint.load(latest) if latest.exists() and not restart else None
     if state is not None and config.load_epoch in (-1, state["config"]["load_epoch"]):
-        checkpoint.refuse_other_config(
-            latest, state, config, FREE_KEYS,
-            "put these back, choose another save_dir, or start anew with --restart",
-        )  # fmt: skip
-        trainer.resume(state)
-        log.info("going on from step %d of %d in %s", trainer.step, trainer.total_steps, latest)
+        free, advice = may_change(config)
+        checkpoint.refuse_other_config(latest, state, config, free, advice)
+        run.resume(state)
+        log.info(
+            "going on from step %d of %d in %s", state["step"], run.trainer.total_steps, latest
+        )
         return
     if config.load_epoch >= 0:
         start = checkpoint.find(config.save_dir, config.load_epoch)
@@ -109,11 +105,21 @@ def position(trainer: Trainer, restart: bool) -> None:
             start, state, config, set(Config.model_fields) - set(checkpoint.MODEL_KEYS),
             "it cannot start this network",
         )  # fmt: skip
-        trainer.start_from(state)
+        run.trainer.start_from(state)
         log.info("starting from the weights of %s, with a new optimizer", start)
     distributed.barrier()  # every rank has read what is there
     if restart and distributed.is_main():
         retire(latest.parent)
+
+
+def may_change(config: Config) -> tuple[set[str], str]:
+    """The keys that may differ from those that a run began with, and advice where others do."""
+    advice = "put these back, choose another save_dir, or start anew with --restart"
+    if config.lr_decay == "none":
+        return FREE_KEYS, advice
+    length = "n_step" if config.n_step else "n_epoch"
+    decides = f"with lr_decay {config.lr_decay}, {length} decides the rate of every step"
+    return FREE_KEYS - {"n_step", length}, f"{decides}: {advice}"
 
 
 def retire(folder: Path) -> None:

@@ -24,10 +24,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="of feature extraction")
     args = parser.parse_args(argv)
     config, device = pick_config(args), pick_device(args.device)
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    train = load_dataset(args, config, "train")
     rows = {}
     for use_amp in (False, True):
-        trainer = Trainer(config, train, test, device, use_amp)
+        trainer = Trainer(config, train, device, use_amp)
         denoiser = trainer.ema_denoiser
         rows["training", use_amp] = measure_cost(trainer).images_per_s
         for block in (config.linear.blockname, denoiser.block_names[-1]):

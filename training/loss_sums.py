@@ -39,7 +39,13 @@ class Window:
         sums["bucket_loss"].index_add_(0, bucket, per_image)
         sums["bucket_images"].index_add_(0, bucket, finite.float().expand_as(per_image))
 
+    def load(self, sums: dict[str, Tensor]) -> None:
+        """Takes over the `sums` of another window."""
+        for name, total in self.sums.items():
+            total.copy_(sums[name])
+
     def read_and_reset(self) -> dict:
+        """{name: a number, or a list of BUCKETS}, of all steps since the last call."""
         values = {name: total.tolist() for name, total in self.sums.items()}
         for name, total in self.sums.items():
             if name != "bad_in_a_row":  # a row of bad losses may cross the border of two windows

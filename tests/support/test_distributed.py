@@ -85,7 +85,7 @@ def test_what_the_ranks_draw_is_cut_from_what_one_process_draws(monkeypatch, tmp
 
     def drawn(rank: int, world_size: int) -> tuple[dict, int]:
         as_rank(monkeypatch, rank, world_size)
-        trainer = Trainer(config, data, data, torch.device("cpu"), use_amp=False)
+        trainer = Trainer(config, data, torch.device("cpu"), use_amp=False)
         trainer.step = 3
         x0, u, noise, conditions = trainer._draw_images()
         return {"x0": x0, "u": u[trainer.part], "noise": noise, **conditions}, torch.initial_seed()

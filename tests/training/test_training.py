@@ -21,6 +21,7 @@ from config import load_config, parse_config
 from datasets import Dataset
 from model.models import build_denoiser
 from support.errors import UserError
+from training.run import Run
 from training.trainer import Trainer, learning_rate
 
 CPU = torch.device("cpu")
@@ -33,7 +34,11 @@ def dataset(n: int, seed: int = 0) -> Dataset:
 
 
 def trainer(config, use_amp=False) -> Trainer:
-    return Trainer(config, dataset(40), dataset(8, seed=1), CPU, use_amp)
+    return Trainer(config, dataset(40), CPU, use_amp)
+
+
+def new_run(config, use_amp=False) -> Run:
+    return Run(trainer(config, use_amp), dataset(8, seed=1))
 
 
 @pytest.fixture
@@ -82,17 +87,23 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(config):
     assert not torch.equal(runs[0]["net.final.weight"], runs[2]["net.final.weight"])
 
 
-@pytest.mark.parametrize("use_amp", [False, True])
-def test_resumed_equals_uninterrupted_bit_for_bit(config, use_amp):
+DECAYING = {"warm_epoch": 2, "warm_step": 3, "lr_decay": "cosine", "decay_from": 0.2}
+
+
+@pytest.mark.parametrize(("use_amp", "settings"), [
+    (False, {}), (True, {}), (False, DECAYING), (False, {**DECAYING, "n_step": 9}),
+])  # fmt: skip
+def test_resumed_equals_uninterrupted_bit_for_bit(config, use_amp, settings):
+    config = parse_config({**config.model_dump(), **settings})
     whole = trainer(config, use_amp)
     for _ in range(9):
         whole.train_step()
-    first = trainer(config, use_amp)
+    first = new_run(config, use_amp)
     for _ in range(4):  # in the middle of an epoch of five steps
-        first.train_step()
-    first.save_latest()
+        first.trainer.train_step()
+    first.kept.save(4)
     second = trainer(config, use_amp)
-    second.resume(checkpoint.load(second.latest_path))
+    second.resume(checkpoint.load(first.kept.path))
     for _ in range(5):
         second.train_step()
     assert second.step == whole.step
@@ -160,11 +171,11 @@ def test_a_step_of_more_images_than_there_are_is_refused(config):
 def test_n_step_ends_the_run_as_an_epoch_does_and_may_be_raised(config):
     values = {**config.model_dump(), "save_every": 9, "sample_every": 9}
 
-    def run(**changes) -> Trainer:
-        t = trainer(parse_config({**values, **changes}))
-        train.position(t, restart=False)
-        t.run()
-        return t
+    def run(**changes) -> Run:
+        r = new_run(parse_config({**values, **changes}))
+        train.position(r, restart=False)
+        r.run()
+        return r
 
     folder = run(n_step=7).save_dir  # an epoch has five steps
     state = checkpoint.load(folder / "ckpts" / "model_1.pth")
@@ -174,7 +185,7 @@ def test_n_step_ends_the_run_as_an_epoch_does_and_may_be_raised(config):
         ("train", 5), ("train", 7), ("test", 7),
     ]  # fmt: skip
     assert (folder / "visual" / "samples_ep1.png").exists()
-    longer, whole = run(n_step=9), trainer(config)
+    longer, whole = run(n_step=9).trainer, trainer(config)
     for _ in range(9):
         whole.train_step()
     assert longer.step == 9
@@ -189,7 +200,8 @@ def break_loss(t: Trainer):
 
 
 def test_a_loss_that_is_not_finite_changes_no_weight(config):
-    t = trainer(config)
+    run = new_run(config)
+    t = run.trainer
     t.train_step()
     before = {k: v.clone() for k, v in t.denoiser.net.state_dict().items()}
     moments = [s["exp_avg"].clone() for s in t.optimizer.state.values()]
@@ -200,21 +212,56 @@ def test_a_loss_that_is_not_finite_changes_no_weight(config):
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
     mend()
     t.train_step()
-    values = t._read_window()
+    values = run.read_window()
     assert values["skipped"] == 1
     assert math.isfinite(values["loss"])
     assert all(p.isfinite().all() for p in t.denoiser.parameters())
 
 
-def test_ten_in_a_row_end_the_run_and_leave_the_last_good_checkpoint(config):
-    t = trainer(parse_config({**config.model_dump(), "n_epoch": 10}))
-    t.train_step()
-    t.save_latest()
-    good = checkpoint.load(t.latest_path)["net"]
-    break_loss(t)
-    with pytest.raises(UserError, match="10 losses in a row were not finite"):
-        t.run()
-    assert_same(checkpoint.load(t.latest_path)["net"], good)
+def one_saved_step(config, test: Dataset) -> Run:
+    run = Run(trainer(config), test)
+    run.trainer.train_step()
+    run.kept.save(1)
+    return run
+
+
+def test_ten_losses_in_a_row_that_are_not_finite_end_the_run(config):
+    """Here those of the training images alone: the weights stay good, and are saved."""
+    run = one_saved_step(config, dataset(8))
+    good = checkpoint.load(run.kept.path)["net"]
+    real = run.trainer.loss
+    run.trainer.loss = lambda *args: real(*args) * math.nan
+    with pytest.raises(UserError, match=f"step 15: 10 losses in .*{run.kept.path} holds step 10;"):
+        run.run()
+    assert_same(checkpoint.load(run.kept.path)["net"], good)
+
+
+@pytest.mark.parametrize("step", [5, 3])  # that ends the epoch, that a save by the clock is after
+@pytest.mark.parametrize("ruined", [math.nan, 1e30])  # these are finite, but no loss can be
+def test_ruined_weights_replace_no_good_ones(config, step, ruined):
+    """The step that ruins them has itself a finite loss."""
+    run = one_saved_step(config, dataset(8))
+    run.kept.every_s = 1e9 if step == 5 else 0
+    good = run.kept.path.read_bytes()
+    train_step = run.trainer.train_step
+
+    def ruins():
+        train_step()
+        if run.trainer.step == step:
+            for weight in run.trainer.denoiser.parameters():
+                weight.data.fill_(ruined)
+
+    run.trainer.train_step = ruins
+    saved = 1 if step == 5 else step - 1
+    with pytest.raises(UserError) as error:
+        run.run()
+    assert f"stopped at step {step}: the network's loss is no longer finite" in str(error.value)
+    assert f"latest.pth holds step {saved};" in str(error.value)
+    state = checkpoint.load(run.kept.path)
+    assert state["step"] == saved
+    assert all(weight.isfinite().all() for weight in state["net"].values())
+    assert (run.kept.path.read_bytes() == good) == (step == 5)
+    assert [path.name for path in run.ckpts.iterdir()] == ["latest.pth"]
 
 
 def test_the_loss_falls_on_real_digits(tiny_yaml):
@@ -256,6 +303,17 @@ def test_another_config_is_refused_with_the_differences(tiny_yaml, capsys):
     assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 0
     assert checkpoint.saved_epochs(run) == [0]  # model_1.pth of the earlier run is not the newest
     assert (run / "ckpts_before_1" / "model_1.pth").exists()
+
+
+def test_the_length_of_a_run_whose_rate_decays_stays(tiny_config):
+    def free(**settings) -> set[str]:
+        return train.may_change(parse_config({**tiny_config.model_dump(), **settings}))[0]
+
+    assert {"n_epoch", "n_step"} <= free()
+    assert not {"n_epoch", "n_step"} & free(lr_decay="linear")
+    assert free(lr_decay="linear", n_step=9) & {"n_epoch", "n_step"} == {"n_epoch"}
+    advice = train.may_change(parse_config({"lr_decay": "cosine"}))[1]
+    assert advice.startswith("with lr_decay cosine, n_epoch decides the rate of every step: put")
 
 
 def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
@@ -316,7 +374,7 @@ def wait_for(path: Path, process) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_killed_and_resumed_equals_uninterrupted(tiny_yaml, tmp_path, how, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = Path(load_config(tiny_yaml).save_dir)

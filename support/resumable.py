@@ -1,0 +1,127 @@
+"""A long loop that survives a kill: when its state is saved, and how a signal ends it."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from support import distributed
+from support.errors import Stopped
+
+SAVE_EVERY_S = 60.0  # where a state is small and quickly written
+SAME_SIGNAL_S = 1.0  # torchrun hands a Ctrl-C on to processes that the terminal has sent it already
+
+
+class Resumable:
+    """The file at `path` that a loop goes on from; `write` writes it.
+
+        with Resumable(path, write) as kept:
+            for step in range(first, last):
+                ...
+                if kept.is_due(step + 1 == last):
+                    kept.save(step + 1)
+                kept.stop_if_told(step + 1, last)
+
+    Within the block SIGINT, SIGTERM and SIGHUP (a closed terminal) let the step in progress end:
+    the state is then due, and `stop_if_told` raises Stopped. A second signal ends the block at once
+    with KeyboardInterrupt. Only rank 0 writes; all ranks save and stop at the same step.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        write: Callable[[Path], None],
+        every_s: float = SAVE_EVERY_S,
+        unit: str = "step",
+    ):
+        self.path, self.write, self.every_s, self.unit = path, write, every_s, unit
+        self.saved_step: int | None = None  # that of the file, where this object knows it
+        self.saved_at = self.signalled_at = time.monotonic()
+        self.own_signal = self.signal = 0  # what this rank was sent, and what all agree on
+        self.handlers: dict[int, object] = {}  # those that were there before
+        self.terminals: list[int] = []  # of standard output and error
+
+    def __enter__(self) -> "Resumable":
+        self.saved_at = time.monotonic()
+        self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+        for number in _signals():
+            self.handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def is_due(self, at_once: bool = False) -> bool:
+        """Whether to save after this step: `at_once`, or it is time, or a signal has come.
+
+        All ranks have to call it at the same steps; they get the same answer.
+        """
+        due = at_once or time.monotonic() - self.saved_at >= self.every_s
+        # one number for both questions: a signal counts more than the time
+        agreed = distributed.max_over_ranks(2 * self.own_signal + due)
+        self.signal = agreed // 2
+        return agreed > 0
+
+    def save(self, step: int) -> None:
+        """Writes the state after `step` steps."""
+        if distributed.is_main():
+            self.write(self.path)
+        self.saved_step, self.saved_at = step, time.monotonic()
+
+    def stop_if_told(self, step: int, last: int) -> None:
+        """Raises Stopped if a signal had come when `is_due` was asked and work is left."""
+        if self.signal and step < last:
+            raise Stopped(
+                f"stopped at {self.unit} {step:,} of {last:,} and saved {self.path}; the same "
+                "command goes on from there",
+                self.signal,
+            )
+
+    def what_is_saved(self) -> str:
+        """What `path` holds, for messages about a loop that cannot go on."""
+        if self.saved_step is not None:
+            return f"{self.path} holds {self.unit} {self.saved_step:,}"
+        return f"{self.path} is {'of an earlier run' if self.path.exists() else 'not there yet'}"
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.own_signal and now - self.signalled_at > SAME_SIGNAL_S:
+            raise KeyboardInterrupt
+        if not self.own_signal:
+            self.own_signal, self.signalled_at = number, now
+        if number == getattr(signal, "SIGHUP", None):
+            self._leave_terminal()
+        elif distributed.is_main():
+            words = f"finishing this {self.unit}, then saving; a second one ends at once"
+            with contextlib.suppress(OSError):  # standard error may be closed
+                # past Python's buffers, which this may have interrupted in the middle of a write
+                os.write(2, f"\n{signal.Signals(number).name}: {words}\n".encode())
+
+    def _leave_terminal(self) -> None:
+        """From a closed terminal every write would be an error, and end the loop by it."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self.terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def _signals() -> list[int]:
+    """SIGHUP is left alone where it is ignored: nohup is there to let a job live on."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        numbers.append(hangup)
+    return numbers
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is infinite or not a number."""
+    finite = [t.isfinite().all() for t in tensors if t.is_floating_point()]
+    return not finite or bool(torch.stack(finite).all())
