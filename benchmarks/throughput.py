@@ -18,11 +18,15 @@ from utils import autocast, pick_device
 BATCHES = 4  # timed, after one to warm up
 
 
-@job
-def main(argv: list[str] | None = None) -> int:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
     parser.add_argument("--batch_size", type=int, default=64, help="of feature extraction")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     config, device = pick_config(args), pick_device(args.device)
     train = load_dataset(args, config, "train")
     rows = {}
