@@ -31,7 +31,7 @@ SHELL_VARIABLE = re.compile(r'\b([A-Z])="([^"]*)"')  # a document's own, as in S
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)(?: \"[^\"]*\")?\)")
 FIGURE = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<file>[^)\s]+) \"(?P<where>[^\"]+)\"\)")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
-CELL = re.compile(r"(?P<block>\S+) at (?P<level>t|sigma)=(?P<value>[\d.]+)")
+CELL = re.compile(r"(?P<block>\w+) at (?P<level>t|sigma) ?= ?(?P<value>[\d.]+)")
 
 
 def name(path: Path) -> str:
@@ -143,37 +143,35 @@ def hours_of(rows: list[dict], batch_size: int) -> float:
     return seconds / 3600
 
 
-def numbers_at(path: Path, where: str) -> list[float]:
-    """The numbers that a figure with this source may show, in their order.
+def value_at(path: Path, where: str) -> float | dict:
+    """What a figure's source holds.
 
     where: a cell ("out_2 at t=21", "out_1 at sigma=0.06"), or keys and places in a list with dots
-    between ("headline", "sets.1"). A cell shows its accuracy and its interval, in %. "images seen"
-    is of a probe's file, "hours at batch 64" of a metrics.jsonl.
+    between ("headline", "sets.1"). "images seen" is of a probe's file, "hours at batch 64" of a
+    metrics.jsonl.
     """
     content = read(path)
     if where == "images seen":
-        return [content["n_train"] * (content["epoch"] + 1)]
+        return content["n_train"] * (content["epoch"] + 1)
     if where.startswith("hours at batch "):
-        return [hours_of(content, int(where.split()[-1]))]
+        return hours_of(content, int(where.split()[-1]))
     if cell := CELL.fullmatch(where):
         level, noise = cell["level"], float(cell["value"])
         cells = [c for c in content["cells"] if c["block"] == cell["block"]]
-        value = next(c for c in cells if c[level] == noise)
-    else:
-        value = content
-        for part in where.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+        return next(c for c in cells if c[level] == noise)
+    for part in where.split("."):
+        content = content[int(part)] if isinstance(content, list) else content[part]
+    return content
+
+
+def numbers_of(value: float | dict) -> list[float]:
+    """The numbers that may be shown: of an accuracy or a share with its interval, in %."""
     if not isinstance(value, dict):
         return [value]
-    for share, spread in (
-        ("test_accuracy", "test_interval"),
-        ("test_mean", "test_std"),
-        ("share", "interval"),
-    ):
-        if share in value:
-            more = value[spread] if isinstance(value[spread], list) else [value[spread]]
-            return [100 * number for number in (value[share], *more)]
-    raise KeyError(f"{path}: nothing to show at {where}: {list(value)}")
+    names = (("test_accuracy", "test_interval"), ("test_mean", "test_std"), ("share", "interval"))
+    share, spread = next(pair for pair in names if pair[0] in value)
+    more = value[spread] if isinstance(value[spread], list) else [value[spread]]
+    return [100 * number for number in (value[share], *more)]
 
 
 def shown(number: float, like: str) -> str:
@@ -192,10 +190,14 @@ FIGURES = [
     ("path", "text", "file", "where"), FIGURES, ids=[f"{name(f[0])}: {f[1]}" for f in FIGURES]
 )
 def test_a_figure_is_that_of_its_file(path, text, file, where):
+    value = value_at(path.parent / file, where)
+    if cell := CELL.fullmatch(text):
+        assert (cell["block"], float(cell["value"])) == (value["block"], value[cell["level"]])
+        return
     written = NUMBER.findall(text)
     assert written, f"[{text}] shows no number"
-    expected = numbers_at(path.parent / file, where)
-    assert written == [shown(e, w) for e, w in zip(expected, written, strict=False)]
+    expected = [shown(n, like) for n, like in zip(numbers_of(value), written, strict=False)]
+    assert written == expected
 
 
 def test_every_figure_of_the_results_has_a_source():
