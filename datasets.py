@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import Config
+from config.schema import DiffusersNetwork, Network
 from readers import official
 from readers.image_files import list_files, read_images, subfolders
 from support.errors import UserError
@@ -28,7 +29,7 @@ class Dataset:
 
     name: str
     split: str  # "train" or "test"
-    images: np.ndarray  # (N, C, H, W) uint8; may be a read-only memory map
+    images: np.ndarray  # (N, C, H, W) uint8, or float16 if encoded; may be a read-only memory map
     labels: np.ndarray  # (N,) int64, in 0 .. len(class_names) - 1
     class_names: list[str]
 
@@ -80,7 +81,7 @@ def read_dataset(
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: expected one of {SPLITS}")
     name = canonical_name(config.dataset)
-    shape = _checked_shape(name, config.network.image_shape)
+    shape = _shape_to_read(name, config.network)
     root = _class_folders(name, Path(data_dir))
     if root:
         images, labels, class_names = _read_class_folders(root, split, shape, skip_bad_images)
@@ -94,6 +95,10 @@ def read_dataset(
 
 def canonical_name(name: str) -> str:
     """The name in the table for a name or an alias. Raises UserError with the nearest name."""
+    if not name:
+        raise UserError(
+            f"which dataset? The model does not say: add --dataset, one of {', '.join(SOURCES)}"
+        )
     names = {alias: key for key, source in SOURCES.items() for alias in (key, *source.aliases)}
     if name in names:
         return names[name]
@@ -102,14 +107,15 @@ def canonical_name(name: str) -> str:
     raise UserError(f"dataset: no dataset '{name}': {hint}")
 
 
-def _checked_shape(name: str, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    fixed = SOURCES[name].shape
-    if fixed and tuple(shape) != fixed:
+def _shape_to_read(name: str, network: Network | DiffusersNetwork) -> tuple[int, int, int]:
+    """That of the files; where they can have any, that of the images which the network wants."""
+    fixed, shape = SOURCES[name].shape, network.pixel_shape
+    if fixed and tuple(shape) != fixed and not network.resizes:
         raise UserError(
             f"network.image_shape is {list(shape)}, but the images of {name} are {list(fixed)}: "
             f"set network.image_shape to {list(fixed)}"
         )
-    return tuple(shape)
+    return fixed or tuple(shape)
 
 
 def _check_classes(name: str, class_names: list[str], config: Config) -> None:
@@ -191,8 +197,11 @@ def _class_names(root: Path) -> list[str]:
 
 
 def to_model_range(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [-1, 1]. The only place where images are normalised."""
-    return images.float() / 127.5 - 1
+    """uint8 0..255 -> float32 in [-1, 1]. The only place where images are normalised.
+
+    Those that are encoded already (float16) stay what they are, in float32.
+    """
+    return images.float() if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 def to_uint8(x: Tensor) -> Tensor:

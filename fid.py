@@ -122,11 +122,11 @@ def draw(
     model: TrainedModel, settings: SamplerSettings, n: int, batch_size: int, use_amp: bool
 ) -> np.ndarray:
     """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
-    shape, mine = model.config.network.image_shape, list(distributed.share(n))
+    network, mine = model.config.network, list(distributed.share(n))
     drawn = sample_in_batches(
-        model.denoiser, settings, mine, model.config.seed, shape, use_amp, batch_size
+        model.denoiser, settings, mine, model.config.seed, network.image_shape, use_amp, batch_size
     )
-    parts = [np.empty((0, *shape), np.uint8), *(batch.numpy() for _, batch in drawn)]
+    parts = [np.empty((0, *network.pixel_shape), np.uint8), *(batch.numpy() for _, batch in drawn)]
     return distributed.gather_rows(np.concatenate(parts))
 
 

@@ -118,7 +118,8 @@ def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Pa
     ends = ImageNoise(config.seed, args.interpolate, config.network.image_shape, device).draw()
     noise = slerp(*ends, torch.linspace(0, 1, args.interp_steps, device=device))
     y = labels_of(model.denoiser, settings, args.interpolate[:1] * args.interp_steps)
-    images = to_uint8(solve(model.denoiser, settings, lambda: noise, y, args.use_amp))
+    x0 = solve(model.denoiser, settings, lambda: noise, y, args.use_amp)
+    images = to_uint8(model.denoiser.decode(x0))
     path = folder / "interpolation_{}_{}.png".format(*args.interpolate)
     if distributed.is_main():
         save_image_grid(path, images.cpu(), args.interp_steps)

@@ -69,6 +69,7 @@ def sampler_settings(
         if not 0 <= eta <= 1:
             raise UserError(f"--eta {eta}: give 0 (deterministic) to 1 (the most noise)")
     guidance, classes = _checked_labels(denoiser, guidance, classes)
+    clip = clip and not denoiser.is_latent
     settings = SamplerSettings(sampler, steps, eta, spacing, clip, guidance, classes)
     noise_levels(denoiser, settings)
     return settings
@@ -177,11 +178,12 @@ def sample(
 ) -> Tensor:
     """The images with these indices: (N, C, H, W) uint8, on the denoiser's device.
 
-    Starting and step noise depend on the seed and each index alone.
+    Starting and step noise, of `image_shape`, depend on the seed and each index alone; latents
+    are decoded.
     """
     noise = ImageNoise(seed, indices, image_shape, next(denoiser.parameters()).device)
     y = labels_of(denoiser, settings, indices)
-    return to_uint8(solve(denoiser, settings, noise.draw, y, use_amp, watch))
+    return to_uint8(denoiser.decode(solve(denoiser, settings, noise.draw, y, use_amp, watch)))
 
 
 def sample_in_batches(

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from config.schema import PROCESSES, Config
+from config.schema import FOREIGN_NETWORKS, PROCESSES, Config
 from support.errors import UserError
 
 __all__ = ["Config", "config_differences", "load_config", "parse_config"]
@@ -42,7 +42,7 @@ def parse_config(values: dict, overrides: list[str] = (), source: str = "config"
     name = values.get("model_type", next(iter(PROCESSES)))
     if name not in PROCESSES:
         raise UserError(f"{source}: model_type: no '{name}': there are {', '.join(PROCESSES)}")
-    kind = PROCESSES[name]
+    kind = FOREIGN_NETWORKS.get(str(values.get("net_type")), PROCESSES[name])
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -4,7 +4,7 @@ The keys are those of the reference implementation (FutureXiang/ddae), so its fi
 are. An unknown key is an error (`extra="forbid"`); `config.load_config` words it for people.
 """
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -36,8 +36,8 @@ class DDPMDiffusion(Diffusion):
     """DDPM (Ho et al. 2020): n_T noise levels, what the network predicts, and how errors weigh."""
 
     n_T: PositiveInt = 1000
-    schedule: Literal["linear", "cosine"] = "linear"
-    betas: tuple[float, float] = (1e-4, 0.02)  # of the linear schedule: the first and the last
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    betas: tuple[float, float] = (1e-4, 0.02)  # of the linear ones: the first and the last
     objective: Literal["eps", "x0", "v"] = "eps"
     weighting: Literal["simple", "min_snr"] = "simple"
     gamma: PositiveFloat = 5.0  # of min_snr
@@ -84,6 +84,7 @@ class Network(Section):
     use_res_for_updown: bool = False
     augment_dim: NonNegativeInt = 0
     attn_channels_per_head: PositiveInt | None = None  # None: one head over all channels
+    resizes: ClassVar[bool] = False  # whether images of another size are resized, not refused
     zero_init: bool = False  # second convolutions start at 0: each residual block does nothing
 
     @model_validator(mode="after")
@@ -111,6 +112,19 @@ class Network(Section):
         if head and any(self.n_channels * mult % head for mult in self.ch_mults):
             raise ValueError(f"attn_channels_per_head {head} does not divide every level's width")
         return self
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """C, H, W of the images: what it denoises are images."""
+        return self.image_shape
+
+
+class DiffusersNetwork(Section):
+    """What is known here of a network of diffusers, whose own folder has the rest."""
+
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]  # C, H, W of what it denoises
+    pixel_shape: tuple[PositiveInt, PositiveInt, PositiveInt]  # of images; others are resized
+    resizes: ClassVar[bool] = True
 
 
 class Linear(Section):
@@ -179,4 +193,12 @@ class EDMConfig(Config):
     diffusion: EDMDiffusion = EDMDiffusion()
 
 
+class DiffusersConfig(DDPMConfig):
+    """Of a model that a folder of diffusers holds, see model/diffusers_checkpoints.py."""
+
+    net_type: Literal["diffusers"] = "diffusers"
+    network: DiffusersNetwork
+
+
+FOREIGN_NETWORKS = {"diffusers": DiffusersConfig}  # by net_type; they decide before model_type
 PROCESSES = {"DDPM": DDPMConfig, "EDM": EDMConfig}  # by model_type; the first is the default

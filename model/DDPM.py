@@ -17,6 +17,12 @@ def linear_alphas_cumprod(diffusion: DDPMDiffusion) -> np.ndarray:
     return np.cumprod(1 - np.linspace(*diffusion.betas, diffusion.n_T, dtype=np.float64))
 
 
+def scaled_linear_alphas_cumprod(diffusion: DDPMDiffusion) -> np.ndarray:
+    """The same for sqrt(beta) linear, as in latent diffusion (Rombach et al. 2022)."""
+    first, last = np.sqrt(diffusion.betas)
+    return np.cumprod(1 - np.linspace(first, last, diffusion.n_T, dtype=np.float64) ** 2)
+
+
 def cosine_alphas_cumprod(diffusion: DDPMDiffusion) -> np.ndarray:
     """abar_t = f(t) / f(0), f(t) = cos^2((t / n_T + 0.008) / 1.008 * pi / 2) (Nichol and Dhariwal
     2021, eq. 17), with no beta above 0.999."""
@@ -25,7 +31,11 @@ def cosine_alphas_cumprod(diffusion: DDPMDiffusion) -> np.ndarray:
     return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], MAX_BETA))
 
 
-SCHEDULES = {"linear": linear_alphas_cumprod, "cosine": cosine_alphas_cumprod}
+SCHEDULES = {
+    "linear": linear_alphas_cumprod,
+    "scaled_linear": scaled_linear_alphas_cumprod,
+    "cosine": cosine_alphas_cumprod,
+}
 
 
 def alpha(sigma: Tensor) -> Tensor:

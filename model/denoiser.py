@@ -12,6 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from model.diffusers_networks import Codec
+
 ALMOST_0 = 2.0**-24  # half the step of float32 uniforms: keeps a continuous sigma in (0, inf)
 
 
@@ -76,6 +78,20 @@ class Denoiser(nn.Module, ABC):
     @property
     def block_names(self) -> list[str]:
         return self.net.block_names
+
+    @property
+    def codec(self) -> Codec | None:
+        """What stands between images and x0; None where x0 is an image in [-1, 1]."""
+        return getattr(self.net, "codec", None)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether x0 is no image, and has no bounds."""
+        return self.codec is not None and self.codec.vae is not None
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """x0: (N, C, H, W) -> images (N, C', H', W'), near [-1, 1]."""
+        return x0 if self.codec is None else self.codec.decode(x0)
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         """x: (N, C, H, W), sigma: (N,) -> the expected clean image, (N, C, H, W), unclipped.

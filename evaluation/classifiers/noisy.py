@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from checkpoint import TrainedModel
-from config import Config, parse_config
+from config import Config
+from config.schema import PROCESSES
 from datasets import Dataset, to_model_range
 from evaluation.classifiers.supervised import Draw, Recipe, sgd
 from evaluation.probe.features import FeatureSource, model_source
@@ -121,8 +122,7 @@ def with_process(config: Config, mode: str | None) -> Config:
     """The config, or one whose process is the one named `mode`, with its defaults."""
     if mode in (None, config.model_type):
         return config
-    values = config.model_dump(mode="json", exclude={"diffusion"})
-    return parse_config(values | {"model_type": mode})
+    return config.model_copy(update={"model_type": mode, "diffusion": PROCESSES[mode]().diffusion})
 
 
 def noise_levels(config: Config) -> Denoiser:

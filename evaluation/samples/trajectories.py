@@ -1,5 +1,6 @@
 """How images come out of the noise, and between two noises."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,16 +32,18 @@ def slerp(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
 class Trajectory:
     """What the first `n` images of a batch look like while `sample` draws them, with `watch`.
 
-    x is shown divided by sqrt(1 + sigma^2), as the DDPM paper writes it.
+    x is shown divided by sqrt(1 + sigma^2), as the DDPM paper writes it. `decode` is that of the
+    denoiser.
     """
 
-    def __init__(self, n: int):
-        self.n = n
+    def __init__(self, n: int, decode: Callable[[Tensor], Tensor] = lambda x: x):
+        self.n, self.decode = n, decode
         self.seen: list[tuple[float, Tensor, Tensor]] = []
 
     def watch(self, x: Tensor, sigma: float, x0: Tensor) -> None:
         x, x0 = x[: self.n] / (1 + sigma**2) ** 0.5, x0[: self.n]
-        self.seen.append((sigma, to_uint8(x).cpu(), to_uint8(x0).cpu()))
+        shown = [to_uint8(self.decode(image)).cpu() for image in (x, x0)]
+        self.seen.append((sigma, *shown))
 
     def titles(self, denoiser: Denoiser) -> list[str]:
         """Of the columns of `table`."""
@@ -83,7 +86,7 @@ def save_trajectory(
 ) -> None:
     """Writes trajectory.png, x at chosen noise levels down to the image, and each of its images
     as intermediate/<index>_<column>.png; with `save_x0` also the predicted x0, as x0_*."""
-    trajectory = Trajectory(len(indices))
+    trajectory = Trajectory(len(indices), model.denoiser.decode)
     shape, seed = model.config.network.image_shape, model.config.seed
     final = sample(model.denoiser, settings, indices, seed, shape, use_amp, trajectory.watch).cpu()
     kinds = [("trajectory.png", "", False)]

@@ -1,0 +1,151 @@
+"""Folders that `save_pretrained` of the library diffusers wrote, read as models of this project.
+
+model_index.json names the parts: `unet` or `transformer`, `scheduler`, for latent models `vae`.
+What a scheduler says of the training becomes our DDPM section, the network an F: see
+`diffusers_networks`. How theirs sample (steps, spacing, clipping) is left to our samplers.
+"""
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from model.diffusers_networks import Codec, DiffusersNet
+from support.errors import UserError
+
+INDEX = "model_index.json"
+NETWORKS = {  # by the class that the index names; DiT was first published under the second name
+    "UNet2DModel": "UNet2DModel",
+    "DiTTransformer2DModel": "DiTTransformer2DModel",
+    "Transformer2DModel": "DiTTransformer2DModel",
+}
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+OBJECTIVES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+PARTS = {"unet", "transformer", "scheduler", "vae"}
+UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError)  # what from_pretrained raises
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether `path` is a folder that a pipeline of diffusers was saved to."""
+    return (path / INDEX).is_file()
+
+
+def read_pipeline(path: Path) -> tuple[DiffusersNet, dict]:
+    """The networks on the CPU, and what a config says of such a model: its MODEL_KEYS.
+
+    Raises UserError where diffusers is not installed, and for a kind of model, schedule or
+    prediction that is not read here.
+    """
+    index = _read_json(path / INDEX)
+    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) > 1 and v[1]}
+    network_part = "transformer" if "transformer" in parts else "unet"
+    kind = parts.get(network_part)
+    others = sorted(set(parts) - PARTS)
+    if kind not in NETWORKS or others:
+        found = f"{network_part} {kind}" if kind not in NETWORKS else f"part {others[0]}"
+        raise UserError(
+            f"{path}: its {found} is not read here: a pipeline has to be of a UNet2DModel or a "
+            "DiTTransformer2DModel, a scheduler, and for latents an AutoencoderKL"
+        )
+    diffusion = read_schedule(path / "scheduler" / "scheduler_config.json")
+    network = _from_pretrained(path, network_part, NETWORKS[kind])
+    vae = _from_pretrained(path, "vae", "AutoencoderKL") if "vae" in parts else None
+    shape = _image_shape(path / network_part, network)
+    codec = Codec(shape if vae is None else _pixel_shape(path, shape, vae), vae)
+    facts = {
+        "model_type": "DDPM", "net_type": "diffusers", "diffusion": diffusion,
+        "network": {"image_shape": shape, "pixel_shape": codec.shape}, "cond_drop_prob": 0.0,
+    }  # fmt: skip
+    return DiffusersNet(network, diffusion["n_T"], codec), facts
+
+
+def read_schedule(path: Path) -> dict:
+    """The `diffusion` section of a config for a scheduler_config.json.
+
+    Raises UserError for a schedule or a prediction that is not read here.
+    """
+    theirs = _read_json(path)
+    schedule, objective = theirs.get("beta_schedule"), theirs.get("prediction_type", "epsilon")
+    if schedule not in SCHEDULES or objective not in OBJECTIVES:
+        key, value, known = (
+            ("beta_schedule", schedule, SCHEDULES) if schedule not in SCHEDULES
+            else ("prediction_type", objective, OBJECTIVES)
+        )  # fmt: skip
+        raise UserError(f"{path}: {key} {value} is not read here: there are {', '.join(known)}")
+    for key in ("trained_betas", "rescale_betas_zero_snr"):
+        if theirs.get(key):
+            raise UserError(f"{path}: {key} is not read here: the betas have to be those of a row")
+    return {
+        "n_T": theirs.get("num_train_timesteps", 1000),
+        "schedule": SCHEDULES[schedule],
+        "betas": (theirs.get("beta_start", 1e-4), theirs.get("beta_end", 0.02)),
+        "objective": OBJECTIVES[objective],
+    }
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected the JSON object that diffusers writes")
+    return values
+
+
+def _from_pretrained(path: Path, part: str, kind: str) -> nn.Module:
+    """A part of the pipeline with all its weights. Raises UserError."""
+    try:
+        import diffusers
+    except ImportError:
+        raise UserError(
+            f"{path}: a model of diffusers, which is not installed: "
+            "pip install -r requirements-diffusers.txt"
+        ) from None
+    level = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()  # it warns of what is checked below
+    try:
+        network, loading = getattr(diffusers, kind).from_pretrained(
+            str(path), subfolder=part, local_files_only=True, low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path / part}: diffusers cannot read it: {reason}") from None
+    finally:
+        diffusers.utils.logging.set_verbosity(level)
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(f"{path / part}: {len(missing)} weights are missing, such as {missing[0]}")
+    return network.float()
+
+
+def _image_shape(path: Path, network: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of what the network denoises. Raises UserError for one that is not read here."""
+    config = network.config
+    size = config.sample_size
+    if size is None:
+        raise UserError(f"{path / 'config.json'}: no sample_size: add the size of its images there")
+    height, width = (size, size) if isinstance(size, int) else size
+    embedding = config.get("time_embedding_type", "positional")
+    if embedding != "positional":
+        raise UserError(f"{path}: time_embedding_type {embedding} is not read here: positional is")
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise UserError(
+            f"{path}: a UNet2DModel of classes, which has none for an image without a label"
+        )
+    channels, out = config.in_channels, config.out_channels or config.in_channels
+    if out not in (channels, 2 * channels):
+        raise UserError(f"{path}: {channels} channels in and {out} out: not a denoiser")
+    return channels, height, width
+
+
+def _pixel_shape(path: Path, shape: tuple[int, int, int], vae: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) of the images whose latents have the shape `shape`. Raises UserError."""
+    channels, height, width = shape
+    if vae.config.latent_channels != channels:
+        raise UserError(
+            f"{path}: its vae makes {vae.config.latent_channels} channels, its network takes "
+            f"{channels}"
+        )
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.in_channels, factor * height, factor * width
