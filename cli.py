@@ -14,6 +14,7 @@ import torch
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
 from datasets import Dataset, canonical_name, read_dataset
+from evaluation.encoded import encoded
 from model.denoiser import Denoiser
 from model.input_scale import INPUT_SCALES
 from model.samplers import SAMPLERS, SPACINGS
@@ -273,10 +274,16 @@ def find_config(dataset: str) -> Path:
     raise UserError(f"--dataset {dataset}: no config for it in {folder}: give --config")
 
 
-def load_dataset(args: argparse.Namespace, config: Config, split: str) -> Dataset:
-    """The "train" or "test" split of the config's dataset, from --data_dir. Raises UserError."""
+def load_dataset(
+    args: argparse.Namespace, config: Config, split: str, denoiser: Denoiser | None = None
+) -> Dataset:
+    """The "train" or "test" split of the config's dataset, from --data_dir; with a denoiser, its
+    images as that sees them, see `encoded`. Raises UserError."""
     with distributed.main_first():  # it downloads, and keeps what it has decoded
-        return read_dataset(config, args.data_dir, split, args.skip_bad_images)
+        dataset = read_dataset(config, args.data_dir, split, args.skip_bad_images)
+    if denoiser is None:
+        return dataset
+    return encoded(dataset, denoiser, Path(config.save_dir) / "features")
 
 
 def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:

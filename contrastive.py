@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
         model = load_model(one, device)
         path = results_folder(args, model.config) / "contrastive.json"
         if images is None:  # the same for every checkpoint of a run
-            dataset = load_dataset(args, model.config, args.split)
+            dataset = load_dataset(args, model.config, args.split, model.denoiser)
             images = some_images(dataset, args.n, model.config.seed)
         row, blocks = measured(args, model, images, path, device)
         rows.append(row)

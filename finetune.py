@@ -23,8 +23,7 @@ from cli import (
     pick_config,
     results_folder,
 )
-from config import Config
-from datasets import Dataset
+from datasets import SPLITS, Dataset
 from evaluation.classifiers.finetuning import (
     COMPARED,
     RECIPE,
@@ -78,9 +77,10 @@ def load_start(args, device: torch.device) -> TrainedModel:
     return untrained(pick_config(args), device)
 
 
-def load_datasets(args, config: Config) -> tuple[Dataset, Dataset]:
+def load_datasets(args, model: TrainedModel) -> tuple[Dataset, Dataset]:
     """Train, or the --n_train images of it, and test."""
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    config = model.config
+    train, test = (load_dataset(args, config, split, model.denoiser) for split in SPLITS)
     return stratified(train, args.n_train, config.seed), test
 
 
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     model = load_start(args, device)
     config = model.config
-    train, test = load_datasets(args, config)
+    train, test = load_datasets(args, model)
     settings = deciding_settings(args, recipe, model, train, test)
     folder = results_folder(args, config)
     t, block = settings["timestep"], settings["blockname"]

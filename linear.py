@@ -18,6 +18,7 @@ from cli import (
     results_folder,
 )
 from config import Config
+from datasets import SPLITS
 from evaluation import tables
 from evaluation.probe import over_epochs as epochs
 from evaluation.probe import over_seeds as seeds
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     source, config, what, facts = probed_source(args, device)
     cells = cells_of(args, source, config)
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    train, test = (load_dataset(args, config, split, source.denoiser) for split in SPLITS)
     probe = Probe(
         args.protocol, train, test, *cells, bool(args.sigmas), config.linear, config.flip,
         device, args.batch_size, Path(config.save_dir),

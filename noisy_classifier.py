@@ -24,6 +24,7 @@ from cli import (
     pick_config,
     results_folder,
 )
+from datasets import SPLITS
 from evaluation.classifiers.noisy import (
     RECIPES,
     mlp_on_features,
@@ -76,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     model = load_model(args, device) if args.backbone == "ddae" else None
     config = with_process(pick_config(args) if model is None else model.config, args.mode)
     seed, process = config.seed, noise_levels(config).to(device)
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    sees = model and model.denoiser
+    train, test = (load_dataset(args, config, split, sees) for split in SPLITS)
     train, scored = stratified(train, args.n_train, seed), range(len(test))
     if args.n_test is not None:
         scored = stratified_subset(test.labels, args.n_test, seed)

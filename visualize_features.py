@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     t, block = chosen_cell(args, save_dir)
     source = model_source(model, args.use_amp)
     source.check([t], [block])
-    test = load_dataset(args, model.config, "test")
+    test = load_dataset(args, model.config, "test", model.denoiser)
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
     features = extractor(test, [t], [block])[t, block]
     if not distributed.is_main():

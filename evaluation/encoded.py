@@ -11,7 +11,7 @@ from model.denoiser import Denoiser
 from model.diffusers_networks import VAE_BATCH, Codec
 from support import distributed
 from support.errors import UserError
-from support.files import replacing, short_hash
+from support.files import load_array, replacing, short_hash
 from utils import log, progress
 
 
@@ -33,11 +33,17 @@ def encoded(dataset: Dataset, denoiser: Denoiser, folder: Path) -> Dataset:
     how = f"{dataset.name} {dataset.split}: {sizes}" + (
         " and to latents" if denoiser.is_latent else ""
     )
+
+    def fits(kept: np.ndarray) -> bool:
+        return kept.dtype == np.float16 and len(kept) == len(dataset)
+
     with distributed.main_first():
-        if not path.is_file():
+        images = load_array(path, fits)
+        if images is None:
             _encode(dataset, codec, next(denoiser.parameters()).device, path, how)
+            images = load_array(path, fits)
     log.info(f"{how}, kept in {path}")
-    return replace(dataset, images=np.load(path, mmap_mode="r"))
+    return replace(dataset, images=images)
 
 
 @torch.no_grad()

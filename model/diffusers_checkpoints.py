@@ -1,6 +1,7 @@
 """Folders that `save_pretrained` of the library diffusers wrote, read as models of this project.
 
-model_index.json names the parts: `unet` or `transformer`, `scheduler`, for latent models `vae`.
+model_index.json names the parts: `unet` or `transformer`, `scheduler`, for latent models `vae`;
+each has a folder, but the oldest models have all files in one.
 What a scheduler says of the training becomes our DDPM section, the network an F: see
 `diffusers_networks`. How theirs sample (steps, spacing, clipping) is left to our samplers.
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from config import Config, config_differences, parse_config
 from model.diffusers_networks import Codec, DiffusersNet
 from support.errors import UserError
 
@@ -47,16 +49,40 @@ def read_pipeline(path: Path) -> tuple[DiffusersNet, dict]:
             f"{path}: its {found} is not read here: a pipeline has to be of a UNet2DModel or a "
             "DiTTransformer2DModel, a scheduler, and for latents an AutoencoderKL"
         )
-    diffusion = read_schedule(path / "scheduler" / "scheduler_config.json")
-    network = _from_pretrained(path, network_part, NETWORKS[kind])
-    vae = _from_pretrained(path, "vae", "AutoencoderKL") if "vae" in parts else None
-    shape = _image_shape(path / network_part, network)
+    diffusion = read_schedule(_folder_of(path, "scheduler") / "scheduler_config.json")
+    network = _from_pretrained(_folder_of(path, network_part), NETWORKS[kind])
+    vae = None
+    if "vae" in parts:
+        vae = _from_pretrained(_folder_of(path, "vae"), "AutoencoderKL")
+    shape = _image_shape(_folder_of(path, network_part), network)
     codec = Codec(shape if vae is None else _pixel_shape(path, shape, vae), vae)
     facts = {
         "model_type": "DDPM", "net_type": "diffusers", "diffusion": diffusion,
         "network": {"image_shape": shape, "pixel_shape": codec.shape}, "cond_drop_prob": 0.0,
     }  # fmt: skip
-    return DiffusersNet(network, diffusion["n_T"], codec), facts
+    return DiffusersNet(network, diffusion, codec), facts
+
+
+def config_of_pipeline(
+    facts: dict, path: Path, config: Config | None, overrides: list[str]
+) -> Config:
+    """The config of a pipeline's model, of which `facts` is what it says itself.
+
+    The rest is that of `config`, if there is one; of a config for a network made here, the folder
+    of results is not taken, since it has the results of that network. Raises UserError if
+    `config` or `overrides` say something else than the facts.
+    """
+    given: dict = {"dataset": ""} if config is None else config.model_dump(mode="json")
+    if given.get("net_type") != facts["net_type"]:
+        given = {key: value for key, value in given.items() if key not in facts}
+        dataset = parse_config(facts | given, overrides, source=str(path)).dataset
+        given["save_dir"] = "_".join(filter(None, ("output", path.resolve().name, dataset)))
+    told = parse_config(facts | given, overrides, source=str(path))
+    itself = parse_config(told.model_dump(mode="json") | facts, source=str(path))
+    if differences := config_differences(told, itself):
+        lines = "\n  ".join(differences)
+        raise UserError(f"{path}: the model itself says otherwise:\n  {lines}")
+    return told
 
 
 def read_schedule(path: Path) -> dict:
@@ -93,8 +119,12 @@ def _read_json(path: Path) -> dict:
     return values
 
 
-def _from_pretrained(path: Path, part: str, kind: str) -> nn.Module:
-    """A part of the pipeline with all its weights. Raises UserError."""
+def _folder_of(path: Path, part: str) -> Path:
+    return path / part if (path / part).is_dir() else path
+
+
+def _from_pretrained(path: Path, kind: str) -> nn.Module:
+    """A part of the pipeline with all its weights, from its folder. Raises UserError."""
     try:
         import diffusers
     except ImportError:
@@ -106,16 +136,15 @@ def _from_pretrained(path: Path, part: str, kind: str) -> nn.Module:
     diffusers.utils.logging.set_verbosity_error()  # it warns of what is checked below
     try:
         network, loading = getattr(diffusers, kind).from_pretrained(
-            str(path), subfolder=part, local_files_only=True, low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )  # fmt: skip
+            str(path), local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path / part}: diffusers cannot read it: {reason}") from None
+        raise UserError(f"{path}: diffusers cannot read it: {reason}") from None
     finally:
         diffusers.utils.logging.set_verbosity(level)
     if missing := sorted(loading["missing_keys"]):
-        raise UserError(f"{path / part}: {len(missing)} weights are missing, such as {missing[0]}")
+        raise UserError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}")
     return network.float()
 
 

@@ -3,7 +3,7 @@
 Nothing here imports diffusers: the networks come built, from `diffusers_checkpoints`.
 """
 
-import hashlib
+import json
 from collections.abc import Callable, Collection
 
 import torch
@@ -24,6 +24,8 @@ class Codec(nn.Module):
     def __init__(self, shape: tuple[int, int, int], vae: nn.Module | None = None):
         super().__init__()
         self.shape, self.vae = tuple(shape), vae
+        scale = torch.tensor(1.0 if vae is None else vae.config.scaling_factor)
+        self.register_buffer("scale", scale)  # a latent is the posterior's mean times this
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the network sees images of this shape as they are."""
@@ -38,24 +40,14 @@ class Codec(nn.Module):
             images = F.interpolate(images, self.shape[1:], mode="bilinear", antialias=True)
         if self.vae is None:
             return images
-        return self.vae.encode(images).latent_dist.mean * self.vae.config.scaling_factor
+        return self.vae.encode(images).latent_dist.mean * self.scale
 
     def decode(self, x0: Tensor) -> Tensor:
         """What the network draws -> images, near [-1, 1]."""
         if self.vae is None:
             return x0
-        latents = (x0.float() / self.vae.config.scaling_factor).split(VAE_BATCH)
+        latents = (x0.float() / self.scale).split(VAE_BATCH)
         return torch.cat([self.vae.decode(part).sample for part in latents])
-
-    def fingerprint(self) -> str:
-        """A short hash of all that decides what `encode` returns."""
-        digest = hashlib.sha256(repr(self.shape).encode())
-        if self.vae is not None:
-            digest.update(repr(self.vae.config.scaling_factor).encode())
-        for name, tensor in self.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 class DiffusersNet(nn.Module):
@@ -63,12 +55,14 @@ class DiffusersNet(nn.Module):
 
     Blocks are named from the first computed: out_1 .. are the ResNets of a UNet's decoder (before
     the attention that follows some), block_1 .. the layers of a DiT. `classes` is the number of
-    labels; a DiT that gets none gets its null class. `n_T` is the number of timesteps.
+    labels; a DiT that gets none gets its null class. `diffusion` is the section of a config; it
+    is kept among the weights, so that a fingerprint of those is of all that decides the outputs.
     """
 
-    def __init__(self, network: nn.Module, n_T: int, codec: Codec):
+    def __init__(self, network: nn.Module, diffusion: dict, codec: Codec):
         super().__init__()
-        self.network, self.n_T, self.codec = network, n_T, codec
+        self.network, self.codec, self.n_T = network, codec, diffusion["n_T"]
+        self.register_buffer("diffusion", torch.tensor(list(json.dumps(diffusion).encode())))
         self.block_names = list(self._blocks())
         self.classes = getattr(network.config, "num_embeds_ada_norm", 0)
 

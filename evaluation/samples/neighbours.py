@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import resize
 
 from checkpoint import TrainedModel
 from datasets import Dataset, to_model_range
+from evaluation.encoded import encoded
 from evaluation.plots import image_table
 from evaluation.probe.features import Extractor, model_source
 from evaluation.tables import best_cell_of_last_grid
@@ -49,24 +51,30 @@ def save_neighbours(
     device = next(model.denoiser.parameters()).device
     source = model_source(model, use_amp)
     source.check([t], [block])
-    kept = Extractor(source, device, config.seed, folder=Path(config.save_dir) / "features")
-    views = torch.stack([samples, samples.flip(-1)] if config.flip else [samples])
+    folder = Path(config.save_dir) / "features"
+    kept = Extractor(source, device, config.seed, folder=folder)
+
+    def seen(dataset: Dataset) -> Dataset:
+        return encoded(dataset, model.denoiser, folder)
+
+    views = _views(samples, config.flip)
     n_views, n = views.shape[:2]
     drawn = Dataset(
         train.name, "samples", views.flatten(0, 1).numpy(), np.zeros(n_views * n, np.int64),
         train.class_names,
     )  # fmt: skip
     features = {
-        "train": kept(train, [t], [block])[t, block],
-        "samples": Extractor(source, device, config.seed)(drawn, [t], [block])[t, block],
+        "train": kept(seen(train), [t], [block])[t, block],
+        "samples": Extractor(source, device, config.seed)(seen(drawn), [t], [block])[t, block],
     }
     if not distributed.is_main():
         return
     unit = {name: _unit(torch.from_numpy(np.array(value))) for name, value in features.items()}
-    images = torch.from_numpy(np.array(train.images))
+    images = torch.from_numpy(np.array(train.images)).expand(-1, samples.shape[1], -1, -1)
+    samples = resize(samples, list(images.shape[2:]))  # a model may draw another size
     pixels = (to_model_range(part).flatten(1) for part in images.split(CHUNK))
     found = {
-        "pixels": nearest(to_model_range(views).flatten(2), pixels),
+        "pixels": nearest(to_model_range(_views(samples, config.flip)).flatten(2), pixels),
         "features": nearest(unit["samples"].unflatten(0, (n_views, n)), unit["train"].split(CHUNK)),
     }
     columns = [samples[:, None], *(images[rows] for _, rows in found.values())]
@@ -78,6 +86,11 @@ def save_neighbours(
         for name, (d, rows) in found.items()
     }
     write_json(path.with_suffix(".json"), {"t": t, "block": block, **record})
+
+
+def _views(samples: Tensor, flip: bool) -> Tensor:
+    """(M, C, H, W) -> (V, M, C, H, W)."""
+    return torch.stack([samples, samples.flip(-1)] if flip else [samples])
 
 
 def _unit(x: Tensor) -> Tensor:
