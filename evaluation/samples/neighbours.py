@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.functional import resize
+from torch.nn import functional as F
 
 from checkpoint import TrainedModel
 from datasets import Dataset, to_model_range
@@ -71,7 +71,8 @@ def save_neighbours(
         return
     unit = {name: _unit(torch.from_numpy(np.array(value))) for name, value in features.items()}
     images = torch.from_numpy(np.array(train.images)).expand(-1, samples.shape[1], -1, -1)
-    samples = resize(samples, list(images.shape[2:]))  # a model may draw another size
+    size = images.shape[2:]  # a model may draw another
+    samples = F.interpolate(samples, size, mode="bilinear", antialias=True)
     pixels = (to_model_range(part).flatten(1) for part in images.split(CHUNK))
     found = {
         "pixels": nearest(to_model_range(_views(samples, config.flip)).flatten(2), pixels),
