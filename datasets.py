@@ -3,6 +3,7 @@
 import difflib
 import functools
 import hashlib
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from support.errors import UserError
 from utils import generator, log, permutation
 
 SPLITS = ("train", "test")
+AT_ONCE = 4096  # images of a memory map that are read together
 GPU_FRACTION = 0.25  # an array stays on the GPU if it takes at most this part of its free memory
 
 
@@ -43,7 +45,8 @@ class Dataset:
     def fingerprint(self) -> str:
         """A short hash of every pixel and label: the key of statistics kept on disk."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images))
+        for start in range(0, len(self), AT_ONCE):
+            digest.update(np.ascontiguousarray(self.images[start : start + AT_ONCE]))
         digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()[:16]
 
@@ -209,13 +212,25 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How batches are made of images; `crop_padding` is in pixels, filled with black."""
+
+    seed: int = 0  # of the order, the flips and the crops
+    shuffle: bool = False  # a new order every epoch
+    flip: bool = False  # each image mirrored with probability 1/2
+    crop_padding: int = 0  # 0: no random crops
+    drop_last: bool = False  # no batch that is smaller than the others
+
+
 class Batches:
     """Random access to batch number `step`, counted from 0 across epochs.
 
     Which images it holds depends on (seed, epoch), how they are flipped and cropped on
     (seed, step), so a run can go on at any step without a stored state.
 
-    images: (N, C, H, W) uint8, labels: (N,) int64; `crop_padding` is in pixels, filled with black.
+    images: (N, C, H, W) uint8, labels: (N,) or (N, K) int64. Images that stay on the host are read
+    row by row, so that a memory map may be larger than the memory.
     `part` is what is taken of every batch; what is drawn is drawn for the whole of it, so that the
     parts of several processes make up the batch of one.
     """
@@ -226,26 +241,16 @@ class Batches:
         labels: np.ndarray,
         batch_size: int,
         device: torch.device,
-        seed: int = 0,
-        *,
-        shuffle: bool = False,
-        flip: bool = False,
-        crop_padding: int = 0,
-        drop_last: bool = False,
+        how: Batching = Batching(),  # noqa: B008: it is frozen
         part: slice = slice(None),
     ):
-        self.n_images, self.batch_size, self.device, self.seed = (
-            len(images),
-            batch_size,
-            device,
-            seed,
-        )
-        self.shuffle, self.flip, self.crop_padding, self.part = shuffle, flip, crop_padding, part
+        self.n_images, self.batch_size, self.device = len(images), batch_size, device
+        self.how, self.part = how, part
         full, rest = divmod(self.n_images, batch_size)
-        self.steps_per_epoch = full if drop_last else full + bool(rest)
-        self.images = _place(images, device)
+        self.steps_per_epoch = full if how.drop_last else full + bool(rest)
+        self.images = _on_device(images, device) if fits_on(device, images.nbytes) else images
         self.labels = torch.from_numpy(np.asarray(labels)).to(device)
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W) float32 in [-1, 1] and y: (B,) int64, on the device."""
@@ -255,43 +260,63 @@ class Batches:
         images, labels = self._fetch(whole[self.part])
         return to_model_range(self._augment(images, step, len(whole))), labels
 
-    def _fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.images[index.to(self.images.device)]
-        if images.device.type != self.device.type:
-            if self.device.type == "cuda":
-                images = images.pin_memory()
-            images = images.to(self.device, non_blocking=True)
-        return images, self.labels[index.to(self.device)]
+    def _fetch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        places = torch.from_numpy(index).to(self.device)
+        if isinstance(self.images, Tensor):
+            return self.images[places], self.labels[places]
+        images = torch.from_numpy(self.images[index])
+        if self.device.type == "cuda":
+            images = images.pin_memory()
+        return images.to(self.device, non_blocking=True), self.labels[places]
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        if not self.shuffle:
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if not self.how.shuffle:
             epoch = 0
         if self._order[0] != epoch:
             order = np.arange(self.n_images)
-            if self.shuffle:
-                order = permutation(self.n_images, self.seed, "order", epoch)
-            self._order = (epoch, torch.from_numpy(order).to(self.images.device))
+            if self.how.shuffle:
+                order = permutation(self.n_images, self.how.seed, "order", epoch)
+            self._order = (epoch, order)
         return self._order[1]
 
     def _augment(self, images: Tensor, step: int, n: int) -> Tensor:
         """`images` are `self.part` of a batch of n."""
-        draw, device = generator(self.device, self.seed, "augment", step), self.device
-        if self.crop_padding:
-            high = 2 * self.crop_padding + 1
+        how, device = self.how, self.device
+        draw = generator(device, how.seed, "augment", step)
+        if how.crop_padding:
+            high = 2 * how.crop_padding + 1
             corners = torch.randint(high, (2, n), generator=draw, device=device)
-            images = _crop(images, self.crop_padding, corners[:, self.part])
-        if self.flip:
+            images = _crop(images, how.crop_padding, corners[:, self.part])
+        if how.flip:
             flipped = (torch.rand(n, generator=draw, device=device) < 0.5)[self.part]
             images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
         return images
 
 
-def _place(images: np.ndarray, device: torch.device) -> Tensor:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if images.nbytes > GPU_FRACTION * free:
-            device = torch.device("cpu")
-    return torch.from_numpy(np.array(images)).to(device)  # a copy: torch wants it writable
+def fits_on(device: torch.device, n_bytes: int) -> bool:
+    """Whether an array of so many bytes is copied to the device, or stays where it is.
+
+    It stays on the host for every device that uses the host's memory.
+    """
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return n_bytes <= GPU_FRACTION * free
+
+
+_copies: dict[tuple[int, torch.device], Tensor] = {}  # by the array's id, while the array lives
+
+
+def _on_device(images: np.ndarray, device: torch.device) -> Tensor:
+    """The one copy of this array on the device, whoever asks for it."""
+    key = (id(images), device)
+    if key not in _copies:
+        copy = _copies[key] = torch.empty(images.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(images), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            copy[rows] = torch.from_numpy(np.array(images[rows]))  # torch wants it writable
+        weakref.finalize(images, _copies.pop, key)
+    return _copies[key]
 
 
 def _crop(images: Tensor, padding: int, corners: Tensor) -> Tensor:

@@ -35,7 +35,12 @@ from evaluation.classifiers.noisy import (
     with_process,
 )
 from evaluation.classifiers.noisy_report import write_accuracies
-from evaluation.classifiers.supervised import SupervisedTraining, stratified, stratified_subset
+from evaluation.classifiers.supervised import (
+    SupervisedTraining,
+    stratified,
+    stratified_subset,
+    training_batches,
+)
 from model.models import PROCESSES
 from support import distributed
 from support.files import short_hash
@@ -106,9 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = results_folder(args, config)
     run = SupervisedTraining(
         classifier, classifier.optimizer(recipe), noise_drawer(process, seed, device),
-        train, recipe,
-        folder / f"noisy_state_{short_hash(settings)}.pth",
-        seed=seed, flip=config.flip, use_amp=args.use_amp,
+        training_batches(train, recipe, device, seed, config.flip), recipe,
+        folder / f"noisy_state_{short_hash(settings)}.pth", use_amp=args.use_amp,
     )  # fmt: skip
     history = run.run()
     start = time.perf_counter()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Dataset, to_model_range
-from evaluation.classifiers.supervised import Recipe, SupervisedTraining, sgd
+from evaluation.classifiers.supervised import Recipe, SupervisedTraining, sgd, training_batches
 from evaluation.plots import image_grids
 from evaluation.probe.probe import wilson_interval
 from evaluation.samples.grids import image_grid, load_png, rows_by_class
@@ -48,8 +48,9 @@ def trained_judge(
     judge = Judge(train.images.shape[1], len(train.class_names)).to(device)
     what = [train.fingerprint(), vars(recipe), seed, flip, use_amp]
     SupervisedTraining(
-        judge, sgd(judge, recipe), lambda shape, step: (), train, recipe,
-        folder / f"guidance_judge_{short_hash(what)}.pth", seed=seed, flip=flip, use_amp=use_amp,
+        judge, sgd(judge, recipe), lambda shape, step: (),
+        training_batches(train, recipe, device, seed, flip), recipe,
+        folder / f"guidance_judge_{short_hash(what)}.pth", use_amp=use_amp,
     ).run()  # fmt: skip
     return judge
 

@@ -19,13 +19,13 @@ SAME_SIGNAL_S = 1.0  # torchrun hands a Ctrl-C on to processes that the terminal
 
 
 class Resumable:
-    """The file at `path` that a loop goes on from; `write` writes it.
+    """The file at `path` that a loop goes on from; write(path, state) writes it.
 
-        with Resumable(path, write) as kept:
+        with Resumable(path, checkpoint.save) as kept:
             for step in range(first, last):
                 ...
                 if kept.is_due(step + 1 == last):
-                    kept.save(step + 1)
+                    kept.save(step + 1, {...})
                 kept.stop_if_told(step + 1, last)
 
     Within the block SIGINT, SIGTERM and SIGHUP (a closed terminal) let the step in progress end:
@@ -36,7 +36,7 @@ class Resumable:
     def __init__(
         self,
         path: Path,
-        write: Callable[[Path], None],
+        write: Callable[[Path, dict], None],
         every_s: float = SAVE_EVERY_S,
         unit: str = "step",
     ):
@@ -69,10 +69,10 @@ class Resumable:
         self.signal = agreed // 2
         return agreed > 0
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, state: dict) -> None:
         """Writes the state after `step` steps."""
         if distributed.is_main():
-            self.write(self.path)
+            self.write(self.path, state)
         self.saved_step, self.saved_at = step, time.monotonic()
 
     def stop_if_told(self, step: int, last: int) -> None:

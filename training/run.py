@@ -38,11 +38,7 @@ class Run:
         self.trainer, self.test, self.config = trainer, test, trainer.config
         self.save_dir = Path(self.config.save_dir)
         self.ckpts = self.save_dir / "ckpts"
-        self.kept = Resumable(
-            self.ckpts / "latest.pth",
-            lambda path: checkpoint.save(path, trainer.full_state()),
-            SAVE_SECONDS,
-        )
+        self.kept = Resumable(self.ckpts / "latest.pth", checkpoint.save, SAVE_SECONDS)
 
     def resume(self, state: dict) -> None:
         """Goes on from what latest.pth holds, bit for bit."""
@@ -81,7 +77,7 @@ class Run:
                     self._refuse_ruined_weights()
                     if trainer.ends_epoch:
                         self._end_epoch(run_log)
-                    kept.save(trainer.step)
+                    kept.save(trainer.step, trainer.full_state())
                     start += time.monotonic() - pause
                 kept.stop_if_told(trainer.step, last)
 

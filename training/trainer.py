@@ -8,7 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import checkpoint
 from config import Config
-from datasets import Batches, Dataset
+from datasets import Batches, Batching, Dataset
 from model.denoiser import Denoiser
 from model.models import build_denoiser
 from support import distributed
@@ -87,10 +87,10 @@ class Trainer:
         self.images_per_step = config.batch_size * config.accumulate
         mine = distributed.share_of_batch(config.batch_size)
         self.part = slice(mine.start * config.accumulate, mine.stop * config.accumulate)
+        how = Batching(config.seed, shuffle=True, flip=config.flip, drop_last=True)
         self.batches = Batches(
-            train.images, train.labels, self.images_per_step, device, config.seed,
-            shuffle=True, flip=config.flip, drop_last=True, part=self.part,
-        )  # fmt: skip
+            train.images, train.labels, self.images_per_step, device, how, self.part
+        )
         if not self.batches.steps_per_epoch:
             raise UserError(
                 f"batch_size {config.batch_size} times accumulate {config.accumulate} is more than "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets import Dataset
-from evaluation.classifiers.supervised import Recipe, SupervisedTraining
+from evaluation.classifiers.supervised import Recipe, SupervisedTraining, training_batches
 from evaluation.probe.features import Extractor, network_source
 from evaluation.probe.heads import Head
 from evaluation.tables import aligned, percent, with_interval
@@ -84,8 +84,8 @@ def fine_tuning(
         return (torch.randn(shape, generator=source, device=device),)
 
     return SupervisedTraining(
-        classifier, torch.optim.AdamW(groups, lr=recipe.lr), draw, train, recipe, path,
-        seed=seed, flip=flip, use_amp=use_amp,
+        classifier, torch.optim.AdamW(groups, lr=recipe.lr), draw,
+        training_batches(train, recipe, device, seed, flip), recipe, path, use_amp=use_amp,
         measure=lambda: {"test_accuracy": accuracy(classifier, test, seed, use_amp)},
     )  # fmt: skip
 

@@ -1,7 +1,6 @@
 """Training a classifier on labels: batches, steps, what must survive a kill, what compares."""
 
 import argparse
-import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import checkpoint
-from datasets import Batches, Dataset, crop_padding
-from evaluation.probe.paper_protocol import SAVE_EVERY_S, cosine
+from datasets import Batches, Batching, Dataset, crop_padding
+from evaluation.probe.paper_protocol import cosine
 from support import distributed
 from support.errors import UserError
 from support.files import read_json
+from support.resumable import SAVE_EVERY_S, Resumable, all_finite
 from utils import amp_dtype, autocast, log, permutation, progress, redirect_to_bar, seed_everything
 
 Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
@@ -93,6 +93,24 @@ def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
     return np.sort(np.argsort(place, kind="stable")[:n])
 
 
+def training_batches(
+    train: Dataset, recipe: Recipe, device: torch.device, seed: int, flip: bool
+) -> Batches:
+    """This rank's part of the recipe's batches: random crops, and flips if `flip`.
+
+    Raises UserError if there are fewer images than a batch takes.
+    """
+    padding = crop_padding(train.images.shape[-1])
+    how = Batching(seed, shuffle=True, flip=flip, crop_padding=padding, drop_last=True)
+    part = distributed.share_of_batch(recipe.batch_size)
+    batches = Batches(train.images, train.labels, recipe.batch_size, device, how, part)
+    if not batches.steps_per_epoch:
+        raise UserError(
+            f"--batch_size {recipe.batch_size} is more than the {len(train)} training images"
+        )
+    return batches
+
+
 class SupervisedTraining:
     """A run: `step` counts optimizer steps done, `history` has one dict per finished epoch,
     `seconds` are those of all calls together.
@@ -100,10 +118,9 @@ class SupervisedTraining:
     The classifier is called with x0: (N, C, H, W) and what `draw` gives for the shape of the
     global batch and the step: tensors with one row per image, of which each rank takes its part.
     `measure` is called in eval mode at the end of every epoch, for what it adds to the history.
-    Random crops, and flips if `flip`, by (seed, step). The statistics of batch norm are each
-    rank's own, of which rank 0's are kept, as in DistributedDataParallel. The state is kept at
-    `path`, so that a new object with the same arguments goes on where the last one stopped. Raises
-    UserError if that file is damaged, or if there are fewer images than a batch takes.
+    The statistics of batch norm are each rank's own, of which rank 0's are kept, as in
+    DistributedDataParallel. The state is kept at `path`, so that a new object with the same
+    arguments goes on where the last one stopped. Raises UserError if that file is damaged.
     """
 
     def __init__(
@@ -111,61 +128,47 @@ class SupervisedTraining:
         classifier: nn.Module,
         optimizer: torch.optim.Optimizer,
         draw: Draw,
-        train: Dataset,
+        batches: Batches,
         recipe: Recipe,
         path: Path,
         *,
-        seed: int,
-        flip: bool,
         use_amp: bool,
         measure: Callable[[], dict[str, float]] = dict,
     ):
         self.classifier, self.optimizer, self.draw = classifier, optimizer, draw
-        self.recipe, self.path, self.seed, self.use_amp = recipe, path, seed, use_amp
-        self.measure = measure
-        self.device = next(classifier.parameters()).device
-        self.part = distributed.share_of_batch(recipe.batch_size)
-        self.batches = Batches(
-            train.images, train.labels, recipe.batch_size, self.device, seed,
-            shuffle=True, flip=flip, crop_padding=crop_padding(train.images.shape[-1]),
-            drop_last=True, part=self.part,
-        )  # fmt: skip
-        if not self.batches.steps_per_epoch:
-            raise UserError(
-                f"--batch_size {recipe.batch_size} is more than the {len(train)} training images"
-            )
+        self.batches, self.recipe, self.use_amp = batches, recipe, use_amp
+        self.measure, self.device = measure, batches.device
+        self.last = recipe.epochs * batches.steps_per_epoch
         needs_scaler = use_amp and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=needs_scaler)
         self.step, self.history, self.seconds = 0, [], 0.0
+        self.counted = time.monotonic()  # until when `seconds` are counted
         self.sums = torch.zeros(3, device=self.device)  # loss, correct, images of this epoch
+        self.kept = Resumable(path, checkpoint.save, unit="batch")
         if self._load() and self.step < self.last:
             log.info(f"going on at batch {self.step:,} of {path}")
         self.model = distributed.replicated(classifier)
 
-    @property
-    def last(self) -> int:
-        return self.recipe.epochs * self.batches.steps_per_epoch
-
     def run(self, save_every_s: float = SAVE_EVERY_S) -> list[dict]:
         """Trains to the last epoch; the classifier is then in eval mode. Returns the history.
 
-        Accuracies are in 0..1. Raises UserError if the loss stops being finite.
+        Accuracies are in 0..1. Raises Stopped after a signal, and UserError if the loss or the
+        weights stop being finite.
         """
-        saved = time.monotonic()
+        self.counted, self.kept.every_s = time.monotonic(), save_every_s
         self.classifier.train()
         options = {"total": self.last, "initial": self.step, "unit": "batch", "disable": None}
-        with progress(desc="training", **options) as bar, redirect_to_bar():
+        with progress(desc="training", **options) as bar, redirect_to_bar(), self.kept:
             while self.step < self.last:
                 self.train_step()
                 bar.update()
                 ends_epoch = self.step % self.batches.steps_per_epoch == 0
-                if ends_epoch:
-                    self._end_epoch()
-                passed = time.monotonic() - saved
-                if ends_epoch or passed >= save_every_s:
-                    self.seconds += passed
-                    self._save()
-                    saved = time.monotonic()
+                if self.kept.is_due(ends_epoch):
+                    self._refuse_ruined_weights()
+                    if ends_epoch:
+                        self._end_epoch()
+                    self.kept.save(self.step, self._state())
+                self.kept.stop_if_told(self.step, self.last)
         distributed.barrier()
         self._load()  # every rank has rank 0's statistics of batch norm
         self.classifier.eval()
@@ -178,9 +181,9 @@ class SupervisedTraining:
             group["lr"] = lr
         x0, y = self.batches[self.step]
         drawn = self.draw(torch.Size((self.recipe.batch_size, *x0.shape[1:])), self.step)
-        seed_everything(self.seed, "dropout", self.step, distributed.rank())
+        seed_everything(self.batches.how.seed, "dropout", self.step, distributed.rank())
         with autocast(self.device, self.use_amp):
-            logits = self.model(x0, *(rows[self.part] for rows in drawn))
+            logits = self.model(x0, *(rows[self.batches.part] for rows in drawn))
         loss = F.cross_entropy(logits.float(), y)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -191,25 +194,30 @@ class SupervisedTraining:
         self.sums += distributed.sum_over_ranks(sums)
         self.step += 1
 
+    def _refuse_ruined_weights(self) -> None:
+        """Raises UserError where the state would replace a better one on the disk."""
+        if all_finite([self.sums, *self.classifier.state_dict().values()]):
+            return
+        epoch = 1 + (self.step - 1) // self.batches.steps_per_epoch
+        raise UserError(
+            f"epoch {epoch}: the loss or the weights are not finite. {self.kept.what_is_saved()}; "
+            "lower --lr" + (", or leave out --use_amp" if self.use_amp else "")
+        )
+
     def _end_epoch(self) -> None:
         loss, correct, n = self.sums.tolist()
         self.sums.zero_()
         epoch = len(self.history) + 1
-        if not math.isfinite(loss):
-            raise UserError(
-                f"epoch {epoch}: the loss is not finite: delete {self.path} and lower --lr"
-                + (", or leave out --use_amp" if self.use_amp else "")
-            )
         self.classifier.eval()
         values = {"train_loss": loss / n, "train_accuracy": correct / n, **self.measure()}
         self.classifier.train()
         self.history.append({"epoch": epoch, **values})
         log.info(f"epoch {epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()))
 
-    def _save(self) -> None:
-        if not distributed.is_main():
-            return
-        state = {
+    def _state(self) -> dict:
+        now = time.monotonic()
+        self.seconds, self.counted = self.seconds + now - self.counted, now
+        return {
             "step": self.step,
             "history": self.history,
             "seconds": self.seconds,
@@ -218,13 +226,13 @@ class SupervisedTraining:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        checkpoint.save(self.path, state)
 
     def _load(self) -> bool:
         """Takes over the saved state; False if there is none."""
-        state = checkpoint.load_state(self.path)
+        state = checkpoint.load_state(self.kept.path)
         if state is None:
             return False
+        self.kept.saved_step = state["step"]
         self.step, self.history = state["step"], state["history"]
         self.seconds = state["seconds"]
         self.sums = state["sums"].to(self.device)

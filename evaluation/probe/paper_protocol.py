@@ -11,14 +11,14 @@ from torch import Tensor
 
 import checkpoint
 from config.schema import Linear
-from datasets import Batches, Dataset, crop_padding
+from datasets import Batches, Batching, Dataset, crop_padding
 from evaluation.probe.features import Cell, Extractor
 from evaluation.probe.heads import Head, HeadBank
 from support import distributed
+from support.errors import UserError
 from support.files import short_hash
+from support.resumable import SAVE_EVERY_S, Resumable, all_finite
 from utils import generator, log, progress
-
-SAVE_EVERY_S = 60.0
 
 
 def fit_paper(
@@ -39,7 +39,7 @@ def fit_paper(
     batch feeds all heads. What is drawn depends on (seed, step) alone, and the state is saved in
     `folder`, so that calling again with the same arguments goes on where the last call stopped.
     Several processes divide every batch's forwards among them, and each fits all heads.
-    Raises UserError if a saved state is damaged.
+    Raises UserError if a saved state is damaged, or if the heads stop being finite.
     """
     device, seed = extractor.device, extractor.seed
     batches = Batches(
@@ -47,10 +47,7 @@ def fit_paper(
         np.stack([train.labels, held], axis=1),  # a batch has to say which of it is held out
         recipe.batch_size,
         device,
-        seed,
-        shuffle=True,
-        flip=flip,
-        crop_padding=crop_padding(train.images.shape[-1]),
+        Batching(seed, shuffle=True, flip=flip, crop_padding=crop_padding(train.images.shape[-1])),
     )
     features_of = _noisy_features(extractor, timesteps, blocks)
     widths = {cell: f.shape[1] for cell, f in features_of(batches[0][0][:1], 0).items()}
@@ -60,23 +57,24 @@ def fit_paper(
     fit = [recipe.n_epoch, recipe.batch_size, recipe.lrate, flip, seed, device.type]
     settings = [extractor.source.fingerprint, train.fingerprint(), list(widths), fit]
     path = folder / f"linear_state_{short_hash(settings)}.pth"
-    first = _resume(path, bank, adam)
-    last = recipe.n_epoch * batches.steps_per_epoch
-    begun = saved = time.monotonic()
-    for step in progress(
+    first, last = _resume(path, bank, adam), recipe.n_epoch * batches.steps_per_epoch
+    begun = time.monotonic()
+    steps = progress(
         range(first, last), "heads", total=last, initial=first, unit="batch", disable=None
-    ):
-        x0, tags = batches[step]
-        y, is_held = tags.unbind(1)
-        seen = torch.stack([1 - is_held, torch.ones_like(is_held)], dim=1).float()
-        epoch = step // batches.steps_per_epoch
-        adam.param_groups[0]["lr"] = cosine(recipe.lrate, epoch, recipe.n_epoch)
-        adam.zero_grad()
-        bank.loss(features_of(x0, step), y, seen).backward()
-        adam.step()
-        if time.monotonic() - saved >= save_every_s or step == last - 1:
-            _save(path, step + 1, bank, adam)
-            saved = time.monotonic()
+    )
+    with Resumable(path, checkpoint.save, save_every_s, "batch") as kept:
+        for step in steps:
+            x0, tags = batches[step]
+            y, is_held = tags.unbind(1)
+            seen = torch.stack([1 - is_held, torch.ones_like(is_held)], dim=1).float()
+            epoch = step // batches.steps_per_epoch
+            adam.param_groups[0]["lr"] = cosine(recipe.lrate, epoch, recipe.n_epoch)
+            adam.zero_grad()
+            bank.loss(features_of(x0, step), y, seen).backward()
+            adam.step()
+            if kept.is_due(step + 1 == last):
+                kept.save(step + 1, _state(step + 1, bank, adam))
+            kept.stop_if_told(step + 1, last)
     if first < last:
         extractor.seconds += time.monotonic() - begun
         extractor.n_forwards += (last - first) * recipe.batch_size * len(timesteps)
@@ -109,10 +107,14 @@ def _noisy_features(
     return features_of
 
 
-def _save(path: Path, step: int, bank: HeadBank, adam: torch.optim.Adam) -> None:
-    state = {"step": step, "bank": bank.state_dict(), "adam": adam.state_dict()}
-    if distributed.is_main():
-        checkpoint.save(path, state)
+def _state(step: int, bank: HeadBank, adam: torch.optim.Adam) -> dict:
+    """Raises UserError for heads that must not replace better ones."""
+    if not all_finite(bank.parameters()):
+        raise UserError(
+            f"the heads are no longer finite at batch {step:,}: take another checkpoint, lower "
+            "linear.lrate, or leave out --use_amp"
+        )
+    return {"step": step, "bank": bank.state_dict(), "adam": adam.state_dict()}
 
 
 def _resume(path: Path, bank: HeadBank, adam: torch.optim.Adam) -> int:

@@ -1,6 +1,8 @@
 """Heads against scikit-learn and torch's own modules; features against their definition."""
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+import checkpoint
 from config import parse_config
 from config.schema import Linear
-from datasets import Batches, Dataset
+from datasets import Batches, Batching, Dataset
 from evaluation.probe.features import Extractor, FeatureSource, network_source, pixel_source
 from evaluation.probe.heads import HeadBank, fit_logistic
 from evaluation.probe.paper_protocol import fit_paper
@@ -25,7 +28,7 @@ from evaluation.probe.probe import (
     wilson_interval,
 )
 from model.models import build_denoiser
-from support.errors import UserError
+from support.errors import Stopped, UserError
 from utils import generator
 
 CPU = torch.device("cpu")
@@ -104,8 +107,8 @@ def by_hand(dataset: Dataset, t: int, block: str, initial, seed: int):
     adam = torch.optim.Adam(linear.parameters(), lr=RECIPE.lrate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, RECIPE.n_epoch)
     batches = Batches(
-        dataset.images, dataset.labels, RECIPE.batch_size, CPU, seed,
-        shuffle=True, flip=True, crop_padding=1,
+        dataset.images, dataset.labels, RECIPE.batch_size, CPU,
+        Batching(seed, shuffle=True, flip=True, crop_padding=1),
     )  # fmt: skip
     for epoch in range(RECIPE.n_epoch):
         for i in range(batches.steps_per_epoch):
@@ -174,6 +177,29 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(toy, tmp_path, killed_at):
         for ours, theirs in zip(resumed[cell], whole[cell], strict=True):
             assert torch.equal(ours.weight, theirs.weight)
             assert torch.equal(ours.bias, theirs.bias)
+
+
+def test_a_signal_lets_the_batch_end_and_saves(toy, tmp_path):
+    def features(x0, t, noise, blocks):
+        if len(x0) > 1:  # not where it only asks for widths
+            os.kill(os.getpid(), signal.SIGTERM)
+        return noisy_pixels(x0, t, noise, blocks)
+
+    extractor = Extractor(toy_source(features), CPU)
+    with pytest.raises(Stopped, match=r"stopped at batch 1 of .* and saved"):
+        fit_paper(extractor, toy, holdout(toy.labels), [2], ["a"], RECIPE, False, tmp_path)
+    (state,) = tmp_path.glob("*.pth")
+    assert checkpoint.load_state(state)["step"] == 1
+
+
+def test_heads_that_are_not_finite_are_not_saved(toy, tmp_path):
+    def features(x0, t, noise, blocks):
+        return {block: x0.new_full((len(x0), 64), np.nan) for block in blocks}
+
+    extractor = Extractor(toy_source(features), CPU)
+    with pytest.raises(UserError, match="the heads are no longer finite at batch"):
+        fit_paper(extractor, toy, holdout(toy.labels), [2], ["a"], RECIPE, False, tmp_path)
+    assert not list(tmp_path.glob("*.pth"))
 
 
 def test_a_damaged_state_is_refused(toy, tmp_path):

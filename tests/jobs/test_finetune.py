@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from datasets import Dataset, read_dataset
 from evaluation.classifiers.finetuning import RECIPE, Classifier, accuracy, fine_tuning
 from evaluation.classifiers.supervised import SupervisedTraining, stratified, stratified_subset
 from model.models import build_denoiser
-from support.errors import UserError
+from support.errors import Stopped, UserError
 from utils import generator
 
 T, BLOCK = 21, "out_2"
@@ -127,6 +128,20 @@ def test_an_interrupted_run_goes_on_bit_for_bit(start, monkeypatch):
         ours, theirs = resumed.classifier.state_dict(), whole.classifier.state_dict()
         for name in theirs:
             assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_a_signal_lets_the_step_end_and_saves(start, monkeypatch):
+    step = SupervisedTraining.train_step
+
+    def told(self):
+        if self.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self)
+
+    monkeypatch.setattr(SupervisedTraining, "train_step", told)
+    with pytest.raises(Stopped, match="stopped at batch 2 of 6 and saved"):
+        start("a").run()
+    assert start("a").step == 2
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(start):

@@ -27,7 +27,7 @@ from evaluation.classifiers.noisy import (
     scored_timesteps,
     with_process,
 )
-from evaluation.classifiers.supervised import Recipe, SupervisedTraining
+from evaluation.classifiers.supervised import Recipe, SupervisedTraining, training_batches
 from evaluation.probe.features import network_source
 from model.models import build_denoiser
 from model.wide_resnet import WideResNet
@@ -170,8 +170,8 @@ def training(path, seed: int = 0, **recipe) -> SupervisedTraining:
     values = {"epochs": 2, "batch_size": 32, "lr": 0.1, "warm_epochs": 1, "weight_decay": 5e-4}
     recipe = Recipe(**values | recipe)
     return SupervisedTraining(
-        classifier, classifier.optimizer(recipe), noise_drawer(process, 0, CPU), train, recipe,
-        path, seed=0, flip=True, use_amp=False,
+        classifier, classifier.optimizer(recipe), noise_drawer(process, 0, CPU),
+        training_batches(train, recipe, CPU, 0, True), recipe, path, use_amp=False,
     )  # fmt: skip
 
 
@@ -217,10 +217,12 @@ def test_the_rate_rises_and_falls_to_0(tmp_path):
 def test_what_training_cannot_go_on_with_is_said(tmp_path):
     with pytest.raises(UserError, match="more than the 100 training images"):
         training(tmp_path / "a.pth", batch_size=101)
-    with pytest.raises(UserError, match="not finite"):
-        training(tmp_path / "b.pth", lr=1e30).run()
+    ruined = training(tmp_path / "b.pth", lr=1e30, epochs=9)
+    with pytest.raises(UserError, match=r"epoch 1: .* not finite. .*b.pth is not there yet;"):
+        ruined.run()
+    assert not ruined.kept.path.exists()
     whole = training(tmp_path / "c.pth")
-    whole._save()
+    whole.run()
     half = (tmp_path / "c.pth").read_bytes()[:100_000]
     (tmp_path / "c.pth").write_bytes(half)
     with pytest.raises(UserError, match="damaged"):

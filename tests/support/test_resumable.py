@@ -18,20 +18,19 @@ from support.resumable import Resumable, all_finite
 def loop(kept: Resumable, last: int, act=lambda step: None, first: int = 0) -> list[int]:
     """Runs steps `first` to `last`; returns the steps at which the state was saved."""
     saved = []
-    write, kept.write = kept.write, lambda path: saved.append(None) or write(path)
     with kept:
         for step in range(first, last):
             act(step)
             if kept.is_due(step + 1 == last):
-                kept.save(step + 1)
-                saved[-1] = kept.saved_step
+                kept.save(step + 1, {})
+                saved.append(step + 1)
             kept.stop_if_told(step + 1, last)
     return saved
 
 
 @pytest.fixture
 def kept(tmp_path):
-    return Resumable(tmp_path / "state", lambda path: path.write_text("x"), every_s=1e9)
+    return Resumable(tmp_path / "state", lambda path, state: path.write_text("x"), every_s=1e9)
 
 
 def send(number: int, at: int):
@@ -80,13 +79,13 @@ JOB = """
 import signal, sys, time
 from pathlib import Path
 from support.resumable import Resumable
-with Resumable(Path(sys.argv[1]), lambda path: path.write_text("saved"), 1e9) as kept:
+with Resumable(Path(sys.argv[1]), lambda path, state: path.write_text(state["word"]), 1e9) as kept:
     Path(sys.argv[1] + ".begun").touch()
     for step in range(200):
         time.sleep(0.05)
         print("working", file=sys.stderr, flush=True)
         if kept.is_due(step == 199):
-            kept.save(step)
+            kept.save(step, {"word": "saved"})
         kept.stop_if_told(step, 200)
 """
 

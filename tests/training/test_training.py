@@ -101,7 +101,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, use_amp, settings):
     first = new_run(config, use_amp)
     for _ in range(4):  # in the middle of an epoch of five steps
         first.trainer.train_step()
-    first.kept.save(4)
+    first.kept.save(4, first.trainer.full_state())
     second = trainer(config, use_amp)
     second.resume(checkpoint.load(first.kept.path))
     for _ in range(5):
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight(config):
 def one_saved_step(config, test: Dataset) -> Run:
     run = Run(trainer(config), test)
     run.trainer.train_step()
-    run.kept.save(1)
+    run.kept.save(1, run.trainer.full_state())
     return run
 
 
