@@ -84,8 +84,15 @@ class Network(Section):
     use_res_for_updown: bool = False
     augment_dim: NonNegativeInt = 0
     attn_channels_per_head: PositiveInt | None = None  # None: one head over all channels
-    resizes: ClassVar[bool] = False  # whether images of another size are resized, not refused
     zero_init: bool = False  # second convolutions start at 0: each residual block does nothing
+    self_condition: str | None = None  # the decoder block whose features guide those after it
+    self_condition_gate: bool = False  # scale that guidance by a learned function of the noise
+    resizes: ClassVar[bool] = False  # whether images of another size are resized, not refused
+
+    @property
+    def block_names(self) -> list[str]:
+        """The decoder blocks, out_1 .. out_n from the lowest resolution up."""
+        return [f"out_{i + 1}" for i in range(len(self.ch_mults) * (self.n_blocks + 1))]
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -111,6 +118,18 @@ class Network(Section):
         head = self.attn_channels_per_head
         if head and any(self.n_channels * mult % head for mult in self.ch_mults):
             raise ValueError(f"attn_channels_per_head {head} does not divide every level's width")
+        return self
+
+    @model_validator(mode="after")
+    def _self_condition_has_blocks_after_it(self):
+        able = self.block_names[:-1]
+        if self.self_condition is not None and self.self_condition not in able:
+            raise ValueError(
+                f"self_condition {self.self_condition!r} is no block with others after it: there "
+                f"are {', '.join(able)}"
+            )
+        if self.self_condition_gate and self.self_condition is None:
+            raise ValueError("self_condition_gate needs self_condition, the block that it scales")
         return self
 
     @property

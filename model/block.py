@@ -135,3 +135,32 @@ class ResidualResample(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.op(x, emb)
+
+
+class SelfCondition(nn.Module):
+    """h: (N, channels, H, W), emb: (N, emb_ch) -> (N, emb_ch): emb, to which the block that made h
+    has added what it has seen.
+
+    From DDAE++ (Xiang et al. 2025, arXiv 2505.10999): features of a decoder block are averaged
+    over space, normalised, projected and added to the time embedding of the blocks after it. It
+    calls this self-conditioning; that of Chen et al. 2022 (arXiv 2208.04202), which feeds the last
+    denoised image back in, is another thing.
+
+    Our reading, where the paper leaves it open: the norm is a layer norm with weights, the
+    projection one linear layer. The projection starts at 0, so that a network begins as its plain
+    twin. With `gate`, which is ours too, an image's share is scaled by 1 + w . SiLU(emb) + b, and
+    w and b start at 0: at high noise a block knows less.
+    """
+
+    def __init__(self, channels: int, emb_ch: int, gate: bool = False):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.projection = nn.Linear(channels, emb_ch)
+        self.gate = nn.Sequential(nn.SiLU(), nn.Linear(emb_ch, 1)) if gate else None
+        for linear in [self.projection, *([self.gate[1]] if gate else [])]:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        seen = self.projection(self.norm(h.mean(dim=(2, 3), dtype=torch.float32)))
+        return emb + (seen if self.gate is None else seen * (1 + self.gate(emb)))

@@ -13,6 +13,7 @@ from model.block import (
     MiddleBlock,
     ResidualBlock,
     ResidualResample,
+    SelfCondition,
     TimeEmbedding,
 )
 
@@ -23,7 +24,8 @@ class UNet(nn.Module):
     Encoder: per resolution `n_blocks` blocks, then one that halves, except after the last.
     Decoder: per resolution from the bottom `n_blocks + 1` blocks, each on the concatenation with
     the matching encoder output, then one that doubles, except after the last. `classes` is the
-    number of labels it is conditioned on, 0 for none.
+    number of labels it is conditioned on, 0 for none. With `self_condition`, all that comes after
+    that block gets another embedding: see SelfCondition.
     """
 
     def __init__(self, network: Network, classes: int = 0):
@@ -57,12 +59,11 @@ class UNet(nn.Module):
         self.middle = MiddleBlock(ch, emb_ch, dropout, head)
 
         self.up = nn.ModuleList()
-        self.block_names: list[str] = []
+        self.block_names = network.block_names
         for level in reversed(range(len(widths))):
             width, attend = widths[level], network.is_attn[level]
             for _ in range(network.n_blocks + 1):
                 self.up.append(Block(ch + skips.pop(), width, emb_ch, dropout, attend, head))
-                self.block_names.append(f"out_{len(self.block_names) + 1}")
                 ch = width
             if level:
                 self.up.append(resample(ch, "up"))
@@ -74,6 +75,11 @@ class UNet(nn.Module):
                 if isinstance(module, ResidualBlock):
                     nn.init.zeros_(module.conv2[1].weight)
                     nn.init.zeros_(module.conv2[1].bias)
+        self.self_condition = network.self_condition
+        if self.self_condition:  # last: the weights above are drawn as without it
+            level = self.block_names.index(self.self_condition) // (network.n_blocks + 1)
+            width = widths[-1 - level]
+            self.conditioning = SelfCondition(width, emb_ch, network.self_condition_gate)
 
     def forward(
         self,
@@ -109,4 +115,6 @@ class UNet(nn.Module):
                 features[name] = h.mean(dim=(2, 3), dtype=torch.float32)
                 if len(features) == len(blocks):
                     return features
+            if name == self.self_condition:
+                emb = self.conditioning(h, emb)
         return self.final(F.silu(self.norm(h)))
