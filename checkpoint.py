@@ -3,23 +3,30 @@
 A checkpoint is a dict of tensors and plain types, read with `weights_only=True`:
     config, net and ema (state dicts of the network), epoch (that of the last step), step,
     metrics, versions; `latest.pth` also holds `resume`, what training needs to go on.
-`load_denoiser` also reads those of other projects: see `foreign_checkpoints`.
+Beside them stands a checksum of all of it, checked when a file is read that has one.
+`load_denoiser` also reads those of other projects and released weights: see
+`foreign_checkpoints` and `released`.
 """
 
 import hashlib
 import pickle
 import re
-from dataclasses import dataclass
+import subprocess
+from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from config import Config, config_differences, parse_config
 from model.denoiser import Denoiser
 from model.foreign_checkpoints import adopted, is_foreign
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
-from model.models import build_denoiser
+from model.models import build_denoiser, first_misfit
+from model.released import is_released, read_released
+from support.checksum import checksum
 from support.errors import UserError
 from support.files import DAMAGED, replacing
 from utils import seed_everything
@@ -33,6 +40,14 @@ MODEL_KEYS = (
 )  # what decides the weights' meaning
 
 
+PARTS = {  # of a checkpoint, and their types
+    "config": dict, "net": dict, "ema": dict, "epoch": int, "step": int, "metrics": dict,
+    "versions": dict, "resume": dict,
+}  # fmt: skip
+RESUME = {"optimizer": dict, "scaler": dict, "ema_step": int, "window": dict, "use_amp": bool}
+CHECKSUM = "checksum"  # beside the parts
+
+
 @dataclass(frozen=True)
 class TrainedModel:
     """A denoiser in eval mode on its device, and where it came from."""
@@ -42,29 +57,51 @@ class TrainedModel:
     epoch: int
     path: Path
     input_scale: str | None = None  # of model/input_scale.py
+    about: dict = field(default_factory=dict)  # config, step, metrics, versions in the file
 
     def fingerprint(self) -> str:
         """A short hash of the weights and of what they are fed: equal only for equal models."""
-        digest = hashlib.sha256((self.input_scale or "").encode())
-        for name, tensor in self.denoiser.net.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.denoiser.net.state_dict(), self.input_scale)
+
+
+def fingerprint(weights: dict[str, Tensor], input_scale: str | None = None) -> str:
+    """16 hexadecimal digits, equal only for equal weights in equal order, fed the same."""
+    digest = hashlib.sha256((input_scale or "").encode())
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
-    """The versions of the libraries that decide the numbers, for checkpoints and results."""
-    return {name: version(name) for name in ("torch", "torchvision", "ema-pytorch")}
+    """The versions of the libraries that decide the numbers, for checkpoints and results, and
+    "tiny-ddae", the commit of this code, where git knows it."""
+    libraries = {name: version(name) for name in ("torch", "torchvision", "ema-pytorch")}
+    return libraries | ({"tiny-ddae": commit()} if commit() else {})
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the code that runs, with "-dirty" where files were changed since."""
+    command = ["git", "--git-dir", ".git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        result = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
+        return None
+    return result.stdout.strip()
 
 
 def save(path: Path, state: dict) -> None:
-    """Writes `state` beside `path`, flushes it to the disk, then renames: all or nothing.
+    """Writes `state` and its checksum beside `path`, flushes, then renames: all or nothing.
 
+    The checksum takes 0.2 s of 0.6 for the 94 MB of the main network's latest.pth, on one core.
     Raises UserError if the disk is full or not writable; what was at `path` stays.
     """
     with replacing(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(state, file)
+            torch.save({**state, CHECKSUM: checksum(state)}, file)
         except RuntimeError as error:  # torch wraps what the disk said
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
@@ -76,8 +113,21 @@ def load(path: Path) -> dict:
     return _ours(_read(path), path)
 
 
+def load_latest(path: Path) -> dict:
+    """`load` of a latest.pth. Raises UserError also if it lacks what training needs to go on."""
+    state = load(path)
+    resume = state.get("resume", {})
+    for name, kind in RESUME.items():
+        if not isinstance(resume.get(name), kind):
+            raise UserError(
+                f"{path}: training cannot go on from it, as it holds no {name}: start from a "
+                "model_<epoch>.pth with --set load_epoch=<epoch>, or anew with --restart"
+            )
+    return state
+
+
 def _ours(state: object, path: Path) -> dict:
-    """`state` if this project wrote it. Raises UserError if not."""
+    """`state` if this project wrote it and its parts fit together. Raises UserError if not."""
     if is_foreign(state):
         raise UserError(
             f"{path}: of another project: the jobs that evaluate a model read it, with --ckpt and "
@@ -85,13 +135,21 @@ def _ours(state: object, path: Path) -> dict:
         )
     if not isinstance(state, dict) or not {"config", "ema", "net", "epoch"} <= set(state):
         raise UserError(f"{path}: not a checkpoint of this project (it has no config and weights)")
+    for name, kind in PARTS.items():
+        if name in state and not isinstance(state[name], kind):
+            found = type(state[name]).__name__
+            raise UserError(f"{path}: damaged: its {name} is a {found}, not a {kind.__name__}")
+    config = parse_config(state["config"], source=str(path))
+    for part in ("net", "ema"):
+        if found := first_misfit(state[part], config):
+            raise UserError(f"{path}: its weights do not fit its own config ({part}: {found})")
     return state
 
 
 def _read(path: Path) -> object:
     """What a file holds, on the CPU. Raises UserError if it is missing, damaged or dangerous."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _open(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint. {_those_in(path.parent)}") from None
     except pickle.UnpicklingError:
@@ -103,10 +161,19 @@ def _read(path: Path) -> object:
         raise UserError(f"{path}: damaged or truncated checkpoint ({reason})") from None
 
 
+def _open(path: Path) -> object:
+    """What a file holds, on the CPU, without its checksum. Raises ValueError if that is another,
+    and what torch.load raises."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(state, dict) and CHECKSUM in state and state.pop(CHECKSUM) != checksum(state):
+        raise ValueError("its contents have changed since it was saved: another checksum")
+    return state
+
+
 def load_state(path: Path) -> dict | None:
     """The state of an unfinished fit; None if there is none. Raises UserError if it is damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _open(path)
     except FileNotFoundError:
         return None
     except DAMAGED:
@@ -135,7 +202,7 @@ def saved_epochs(save_dir: str | Path) -> list[int]:
 
 
 def refuse_other_config(
-    path: Path, state: dict, config: Config, ignore: set[str], advice: str
+    path: str | Path, state: dict, config: Config, ignore: set[str], advice: str
 ) -> None:
     """Raises UserError with the differences if the checkpoint `state`, read from `path`, was
     trained with another config; `ignore` names the top-level keys that may differ."""
@@ -147,39 +214,47 @@ def refuse_other_config(
 
 
 def load_denoiser(
-    path: Path,
-    device: torch.device,
+    path: str | Path,
+    device: torch.device | str = "cpu",
     config: Config | None = None,
     overrides: list[str] = (),
     input_scale: str | None = None,
 ) -> TrainedModel:
-    """The EMA denoiser of a checkpoint. Without `config` the one inside it holds, overridden.
+    """The EMA denoiser of a checkpoint, or of a folder or file that export.py wrote, or that
+    hf:owner/name holds. Without `config` the one inside it holds, overridden.
 
-    `input_scale`, a row of INPUT_SCALES, is for foreign checkpoints. Raises UserError if `config`
-    describes another network or process than the checkpoint.
+    `input_scale`, a row of INPUT_SCALES, is for foreign checkpoints. Raises UserError if there is
+    no such file, if it is damaged or of something else, if `config` describes another network or
+    process, or if a weight is not finite.
     """
-    state = _read(path)
+    state = read_released(path) if is_released(path) else _read(Path(path))
     if is_foreign(state):
-        state = adopted(state, path, config, input_scale)
-    elif input_scale:
+        state = adopted(state, Path(path), config, input_scale)
+    state = _ours(state, Path(path))
+    inside = state.get("input_scale")
+    if inside not in (None, *INPUT_SCALES):
+        raise UserError(f"{path}: damaged: its input_scale is {inside}")
+    if input_scale not in (None, inside):
         raise UserError(f"--input_scale {input_scale}: {path} was trained here, on [-1, 1]")
-    state = _ours(state, path)
     if config is None:
         config = parse_config(state["config"], overrides, source=str(path))
     refuse_other_config(
         path, state, config, set(Config.model_fields) - set(MODEL_KEYS),
         "use the config it was trained with, or --ckpt alone",
     )  # fmt: skip
+    for name, weight in state["ema"].items():
+        if not weight.isfinite().all():
+            raise UserError(
+                f"{path}: its {name} is not finite (NaN or infinite): the training had failed "
+                "before it was saved; take an earlier checkpoint"
+            )
     denoiser = build_denoiser(config)
-    try:
-        denoiser.net.load_state_dict(state["ema"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{path}: its weights do not fit its own config ({reason})") from None
-    if input_scale:
-        denoiser = RescaledDenoiser(denoiser, *INPUT_SCALES[input_scale])
+    denoiser.net.load_state_dict(state["ema"])
+    if inside:
+        denoiser = RescaledDenoiser(denoiser, *INPUT_SCALES[inside])
     denoiser.to(device).eval().requires_grad_(False)
-    return TrainedModel(denoiser, config, int(state["epoch"]), Path(path), input_scale)
+    about = {key: state[key] for key in ("config", "step", "metrics", "versions") if key in state}
+    return TrainedModel(denoiser, config, state["epoch"], Path(path), inside, about)
 
 
 def untrained(config: Config, device: torch.device) -> TrainedModel:

@@ -128,8 +128,9 @@ def job_parser(
         )
         parser.add_argument(
             "--ckpt", "--checkpoint", metavar="PATH",
-            help="a checkpoint, instead of --epoch; one of FutureXiang/ddae or the public "
-            "tiny-ddae needs --config too",
+            help="a checkpoint, instead of --epoch, or what export.py wrote: a folder, a "
+            ".safetensors, hf:owner/name; one of FutureXiang/ddae or the public tiny-ddae needs "
+            "--config too",
         )  # fmt: skip
         parser.add_argument(
             "--input_scale", choices=list(INPUT_SCALES),
@@ -297,5 +298,5 @@ def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:
     else:
         named = args.config or args.dataset
         config = load_config(config_path(args), overrides_and_seed(args)) if named else None
-        path = Path(args.ckpt)
+        path = args.ckpt
     return load_denoiser(path, device, config, overrides_and_seed(args), args.input_scale)

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     train = [*python("train.py"), *common_arguments(args)]
     steps["train"] = run("train", train, steps.get("train"))
     write_json(record_path, record)
-    model = checkpoint.load_denoiser(checkpoint.find(config.save_dir), pick_device("cpu"))
+    model = checkpoint.load_denoiser(checkpoint.find(config.save_dir))
     if record["weights"] != model.fingerprint():  # later steps of another training do not count
         record = {"weights": model.fingerprint(), "steps": {"train": steps["train"]}}
         steps = record["steps"]

@@ -89,8 +89,8 @@ def position(run: Run, restart: bool) -> None:
     Raises UserError if what is there is of another config.
     """
     config, latest = run.config, run.kept.path
-    state = checkpoint.load(latest) if latest.exists() and not restart else None
-    if state is not None and config.load_epoch in (-1, state["config"]["load_epoch"]):
+    state = checkpoint.load_latest(latest) if latest.exists() and not restart else None
+    if state is not None and config.load_epoch in (-1, state["config"].get("load_epoch")):
         free, advice = may_change(config)
         checkpoint.refuse_other_config(latest, state, config, free, advice)
         run.resume(state)

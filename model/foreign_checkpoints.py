@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from config import Config
-from model.models import build_denoiser
+from model.models import first_misfit
 from support.errors import UserError
 from utils import log
 
@@ -55,6 +55,7 @@ def adopted(state: dict, path: Path, config: Config | None, input_scale: str | N
         "net": raw or averaged,
         "ema": averaged or raw,
         "epoch": int(epoch[1]) if epoch else -1,
+        "input_scale": input_scale,
     }
 
 
@@ -72,18 +73,7 @@ def _weights(state: dict, part: str, prefix: str = "") -> Weights:
 
 def _check_fit(weights: Weights, path: Path, config: Config) -> None:
     """Raises UserError that names the first weight that is missing, of another shape, or extra."""
-    with torch.device("meta"):
-        expected = build_denoiser(config).net.state_dict()
-    for name in [*expected, *weights]:
-        if name not in weights:
-            found = f"it has no {name}"
-        elif name not in expected:
-            found = f"it has {name}, which this network has not"
-        elif weights[name].shape != expected[name].shape:
-            shapes = [list(tensors[name].shape) for tensors in (weights, expected)]
-            found = f"its {name} is {shapes[0]}, this network's {shapes[1]}"
-        else:
-            continue
+    if found := first_misfit(weights, config):
         raise UserError(
             f"{path} does not fit the network of the config ({found}): give the --config that it "
             "was trained with"

@@ -162,3 +162,71 @@ def test_fingerprint_follows_the_weights(tiny_checkpoint):
     state["ema"]["final.bias"] += 1
     checkpoint.save(tiny_checkpoint, state)
     assert checkpoint.load_denoiser(tiny_checkpoint, CPU).fingerprint() != before
+
+
+# --- damage that a reader of the file alone would not notice
+
+
+def flip_a_bit(path, tensor):
+    """Changes one bit of the tensor's first number where it stands in the file."""
+    data = bytearray(path.read_bytes())
+    place = data.index(tensor.flatten()[:8].numpy().tobytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", ["ema", "resume"])
+def test_a_flipped_bit_inside_a_tensor_is_noticed(tiny_checkpoint, place):
+    state = checkpoint.load(tiny_checkpoint)
+    state["resume"] = {"window": {"loss": torch.randn(100)}}
+    checkpoint.save(tiny_checkpoint, state)
+    assert "checksum" not in checkpoint.load(tiny_checkpoint)
+    tensors = {"ema": state["ema"]["final.weight"], "resume": state["resume"]["window"]["loss"]}
+    flip_a_bit(tiny_checkpoint, tensors[place])
+    torch.load(tiny_checkpoint, weights_only=True)  # PyTorch itself sees nothing
+    with pytest.raises(UserError, match=r"damaged.*another checksum"):
+        checkpoint.load(tiny_checkpoint)
+    with pytest.raises(UserError, match="damaged; delete it"):
+        checkpoint.load_state(tiny_checkpoint)
+
+
+def test_a_file_without_a_checksum_is_read(tiny_checkpoint):
+    before = checkpoint.load(tiny_checkpoint)
+    torch.save(before, tiny_checkpoint)
+    assert torch.equal(
+        checkpoint.load(tiny_checkpoint)["ema"]["final.bias"], before["ema"]["final.bias"]
+    )
+
+
+def with_weight(state, change):
+    weights = {**state["ema"], "final.bias": change(state["ema"]["final.bias"])}
+    return {**state, "ema": weights}
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda s: {**s, "epoch": "1"}, "its epoch is a str, not a int"),
+    (lambda s: {**s, "config": [1]}, "its config is a list"),
+    (lambda s: {**s, "net": 7}, "its net is a int"),
+    (lambda s: {**s, "input_scale": "odd"}, "its input_scale is odd"),
+    (lambda s: with_weight(s, lambda w: w[:0]), r"ema: its final.bias is \[0\], .* \[1\]"),
+    (lambda s: with_weight(s, lambda w: w.int()), "its final.bias is of torch.int32"),
+    (lambda s: with_weight(s, lambda w: w.to_sparse()), "torch.sparse_coo: no plain floating"),
+    (lambda s: with_weight(s, lambda w: "w"), "its final.bias is no tensor but a str"),
+    (lambda s: with_weight(s, lambda w: w * float("nan")), "its final.bias is not finite"),
+    (lambda s: {**s, "ema": {}}, "ema: it has no "),
+    (lambda s: {**s, "net": {**s["net"], "more": torch.zeros(1)}}, "net: it has more, which"),
+])  # fmt: skip
+def test_parts_of_other_kinds_are_named_in_one_line(tiny_checkpoint, change, says):
+    torch.save(change(checkpoint.load(tiny_checkpoint)), tiny_checkpoint)
+    with pytest.raises(UserError, match=says) as error:
+        checkpoint.load_denoiser(tiny_checkpoint)
+    assert "\n" not in str(error.value)
+
+
+def test_training_does_not_go_on_from_what_is_no_latest(tiny_checkpoint):
+    with pytest.raises(UserError, match=r"holds no optimizer: .*load_epoch"):
+        checkpoint.load_latest(tiny_checkpoint)
+    state = checkpoint.load(tiny_checkpoint) | {"resume": {"optimizer": {}, "scaler": 3}}
+    checkpoint.save(tiny_checkpoint, state)
+    with pytest.raises(UserError, match="holds no scaler"):
+        checkpoint.load_latest(tiny_checkpoint)
