@@ -35,7 +35,7 @@ from evaluation.classifiers.finetuning import (
 from evaluation.classifiers.supervised import Recipe, comparable, stratified
 from evaluation.plots import curves
 from evaluation.probe.features import model_source
-from evaluation.probe.probe import wilson_interval
+from evaluation.tables import wilson_interval
 from support import distributed
 from support.files import short_hash, write_json
 from utils import pick_device

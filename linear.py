@@ -1,13 +1,13 @@
 """Linear probe: how well a linear classifier reads the classes from frozen features."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint import untrained, versions
 from cli import (
     add_output_dir,
     at_least,
-    float_list,
     int_list,
     job,
     job_parser,
@@ -19,11 +19,13 @@ from cli import (
 )
 from config import Config
 from datasets import SPLITS
-from evaluation import tables
-from evaluation.probe import over_epochs as epochs
-from evaluation.probe import over_seeds as seeds
+from evaluation.probe.cells import Cell, cells_of
 from evaluation.probe.features import FeatureSource, model_source, pixel_source
-from evaluation.probe.probe import PROTOCOLS, Probe
+from evaluation.probe.grid import Grid
+from evaluation.probe.grid_files import file_stem, untrained_results
+from evaluation.probe.over_epochs import EpochCurve, probe_epochs
+from evaluation.probe.over_seeds import SeedTable, probe_seeds
+from evaluation.probe.probe import PROTOCOLS, Probe, Protocol
 from support import distributed
 from support.errors import UserError
 from utils import log, pick_device
@@ -31,6 +33,8 @@ from utils import log, pick_device
 EXCLUDES = (  # see cli.JobParser
     ("grid", ("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
     ("sigmas", ("timesteps", "timestep"), "the noise levels are named in one way"),
+    ("timesteps", ("timestep",), "the noise levels are named in one way"),
+    ("blocks", ("blockname",), "the blocks are named in one way"),
     (
         "epochs", ("epoch", "ckpt", "baseline", "seeds", "save_features"),
         "--epochs reads the checkpoints in the config's save_dir, with one seed",
@@ -44,17 +48,34 @@ def epoch_list(text: str) -> list[int]:
     return [] if text == "all" else int_list(text)
 
 
+def sums_of(kind: type) -> Callable[[str], list[list]]:
+    """The argument type of 1,11,1+11: [[1], [11], [1, 11]]."""
+
+    def sums(text: str) -> list[list]:
+        try:
+            return [[kind(part) for part in some.split("+")] for some in text.split(",")]
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"'{text}': expected {what}, as in 1,2,1+2") from None
+
+    return sums
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument("--grid", action="store_true", help="probe all blocks x timesteps")
     parser.add_argument(
-        "--timesteps", type=int_list, metavar="T,T", help="of the grid (default: the process's)"
-    )
-    parser.add_argument("--blocks", metavar="NAME,NAME", help="of the grid (default: all)")
+        "--timesteps", type=sums_of(int), metavar="T,T+T",
+        help="of the grid (default: the process's); 1+11: their features side by side",
+    )  # fmt: skip
+    parser.add_argument(
+        "--blocks", type=sums_of(str), metavar="NAME,NAME+NAME",
+        help="of the grid (default: each alone); out_1+out_2, or all: side by side as one cell",
+    )  # fmt: skip
     parser.add_argument("--timestep", type=int, help="of the one cell (default: the config's)")
     parser.add_argument("--blockname", help="of the one cell (default: the config's)")
     parser.add_argument(
-        "--sigmas", type=float_list, metavar="S,S",
+        "--sigmas", type=sums_of(float), metavar="S,S+S",
         help="noise levels of the grid, or the one of the cell, instead of timesteps",
     )  # fmt: skip
     parser.add_argument(
@@ -83,8 +104,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add_output_dir(parser)
     args = parser.parse_args(argv)
-    if not args.grid and (args.timesteps or args.blocks or len(args.sigmas or []) > 1):
-        raise UserError("--timesteps, --blocks and several --sigmas are of the grid: add --grid")
+    of_one_cell = (args.timesteps, args.blocks, args.sigmas)
+    if not args.grid and any(len(given or []) > 1 for given in of_one_cell):
+        raise UserError("several --timesteps, --blocks or --sigmas are of the grid: add --grid")
     at_least(args, batch_size=1, epochs=0, seeds=0)
     if args.seeds and len(set(args.seeds)) < 2:
         raise UserError("--seeds: a standard deviation needs two that differ")
@@ -95,35 +117,63 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def probed_source(args, device) -> tuple[FeatureSource, Config, str, dict]:
     """What is probed (of --epochs the newest), its config, words for titles, facts for files."""
+    facts = {"checkpoint": None, "epoch": None}
     if args.baseline is None:
         model = load_model(args, device)
         facts = {"checkpoint": str(model.path), "epoch": model.epoch}
         facts["input_scale"] = model.input_scale
-        what = f"epoch {model.epoch}"
+        config, what = model.config, f"epoch {model.epoch}"
+        source = model_source(model, args.use_amp)
+    elif args.baseline == "random":
+        config, what = pick_config(args), "untrained network"
+        source = model_source(untrained(config, device), args.use_amp)
     else:
-        config = pick_config(args)
-        facts = {"checkpoint": None, "epoch": None}
-        if args.baseline == "pixels":
-            return pixel_source(), config, "raw pixels", facts
-        model, what = untrained(config, device), "untrained network"
-    return model_source(model, args.use_amp), model.config, what, facts
+        config, what, source = pick_config(args), "raw pixels", pixel_source()
+    return source, config, what, facts | {"fingerprint": source.fingerprint}
 
 
-def cells_of(args, source: FeatureSource, config: Config) -> tuple[list[float], list[str]]:
-    """The timesteps and blocks to probe. Raises UserError for those that are not there."""
+def asked_cells(args, source: FeatureSource, config: Config) -> tuple[Cell, ...]:
+    """The cells to probe. Raises UserError for a timestep or block that is not there."""
     if args.grid:
-        timesteps = args.timesteps or source.default_timesteps
-        blocks = args.blocks.split(",") if args.blocks else source.block_names
+        timesteps, blocks = (
+            [[t] for t in source.default_timesteps],
+            [[b] for b in source.block_names],
+        )
     elif args.baseline == "pixels":
-        timesteps, blocks = [args.timestep or 0], [args.blockname or "pixels"]
+        timesteps, blocks = [[args.timestep or 0]], [[args.blockname or "pixels"]]
     else:
         t, block = one_cell(args, config)
-        timesteps, blocks = [t], [block]
+        timesteps, blocks = [[t]], [[block]]
     if args.sigmas:
-        timesteps = [source.timestep(sigma) for sigma in args.sigmas]
-    timesteps, blocks = sorted(set(timesteps)), list(dict.fromkeys(blocks))
-    source.check(timesteps, blocks)
-    return timesteps, blocks
+        timesteps = [[source.timestep(sigma) for sigma in some] for some in args.sigmas]
+    return cells_of(
+        source, args.timesteps or timesteps, args.blocks or blocks, by_sigma=bool(args.sigmas)
+    )
+
+
+def results_of(
+    args, probe: Probe, source: FeatureSource, config: Config, what: str, facts: dict
+) -> Grid | EpochCurve | SeedTable:
+    """What the probe finds, under a title and with the facts that its files record."""
+    cell = None if args.grid else probe.cells[0]
+    if args.epochs is not None:
+        what, facts = cell.name if cell else "the grid's best cell", {}
+    title = f"{probe.kind} probe: {probe.train.name}, {what}, protocol {args.protocol}"
+    about = {
+        "dataset": config.dataset, "baseline": args.baseline, "grid": args.grid, **facts,
+        **probe.facts(), "seed": None if args.seeds else config.seed, "use_amp": args.use_amp,
+        "versions": versions(), "config": config.model_dump(mode="json"),
+    }  # fmt: skip
+    if args.epochs is not None:
+        found = probe_epochs(probe, args.epochs, config, args.use_amp, args.input_scale)
+        return EpochCurve(found, title, about)
+    if args.seeds:
+        return SeedTable(probe_seeds(probe, source, args.seeds), title, about)
+    outcome = probe(source, config.seed)
+    folder, untrained = results_folder(args, config), []
+    if args.grid:
+        untrained = untrained_results(folder, about, outcome.results)
+    return Grid(outcome, title, about, untrained)
 
 
 @job
@@ -131,32 +181,21 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = pick_device(args.device)
     source, config, what, facts = probed_source(args, device)
-    cells = cells_of(args, source, config)
+    cells = asked_cells(args, source, config)
     train, test = (load_dataset(args, config, split, source.denoiser) for split in SPLITS)
     probe = Probe(
-        args.protocol, train, test, *cells, bool(args.sigmas), config.linear, config.flip,
-        device, args.batch_size, Path(config.save_dir),
+        train=train, test=test, cells=cells,
+        protocol=Protocol(args.protocol, config.linear, config.flip),
+        device=device, batch_size=args.batch_size, folder=Path(config.save_dir),
     )  # fmt: skip
-    cell = None if args.grid else probe.first_cell(source)
-    facts |= {"fingerprint": source.fingerprint}
-    if args.epochs is not None:
-        mode, what, facts = epochs, cell.name if cell else "the grid's best cell", {}
-        results = epochs.probe_epochs(probe, args.epochs, config, args.use_amp, args.input_scale)
-    elif args.seeds:
-        mode, results = seeds, seeds.probe_seeds(probe, source, args.seeds)
-    else:
-        mode, results = tables, probe(source, config.seed)
-
-    about = {
-        "dataset": config.dataset, "baseline": args.baseline, "grid": args.grid, **facts,
-        **probe.facts(), "seed": None if args.seeds else config.seed, "use_amp": args.use_amp,
-        "versions": versions(), "config": config.model_dump(mode="json"),
-    }  # fmt: skip
-    title = f"{probe.kind} probe: {train.name}, {what}, protocol {args.protocol}"
-    stem = tables.file_stem(cell, args.protocol, args.baseline, mode.OVER)
-    print(mode.summary(results, title, about))
+    results = results_of(args, probe, source, config, what, facts)
+    stem = file_stem(
+        None if args.grid else cells[0], args.protocol, args.baseline,
+        epoch=results.about.get("epoch"), over=results.OVER,
+    )  # fmt: skip
+    print(results.text())
     if distributed.is_main():
-        paths = mode.write(results_folder(args, config) / stem, results, title, about)
+        paths = results.save(results_folder(args, config) / stem)
         print("\nwrote " + ", ".join(map(str, paths)))
     if args.save_features:
         probe.save_features(source, config.seed, Path(args.save_features))

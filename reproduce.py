@@ -28,6 +28,7 @@ from cli import (
 )
 from config import Config
 from evaluation.fid.inception import find_weights
+from evaluation.probe.grid_files import best_cell
 from evaluation.run_report import command_line, write_report
 from sampling import default_samples_folder, sampler_settings
 from support.errors import UserError
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         record = {"weights": model.fingerprint(), "steps": {"train": steps["train"]}}
         steps = record["steps"]
     samples = default_samples_folder(config.save_dir, model.epoch, sampler_settings(model.denoiser))
-    for name, command in later_steps(args, model, samples).items():
+    for name, command in later_steps(args, model, samples):
         if steps.get(name, {}).get("command") == command and not steps[name]["left_out"]:
             log.info("%s: done before", name)
             continue
@@ -103,20 +104,24 @@ def common_arguments(args: argparse.Namespace) -> list[str]:
 
 def later_steps(
     args: argparse.Namespace, model: checkpoint.TrainedModel, samples: Path
-) -> dict[str, list[str]]:
-    """The commands after training, in order, each on the newest checkpoint."""
+) -> Iterator[tuple[str, list[str]]]:
+    """The commands after training, in order, each on the newest checkpoint.
+
+    That of t-SNE names the best cell of the grid, which has run when it is asked for.
+    """
     shared = common_arguments(args)
     newest = [*shared, "--epoch", str(model.epoch)]
     grid = [*python("linear.py"), "--grid", "--protocol", args.protocol]
+    yield "grid", [*grid, *newest]
+    yield "grid of an untrained network", [*grid, *shared, "--baseline", "random"]
+    yield "probe of raw pixels", [*grid, *shared, "--baseline", "pixels"]
+    _, best = best_cell(Path(model.config.save_dir), model, args.protocol)
+    ((t, block),) = best.cell.parts
+    cell = ["--timestep", str(t), "--blockname", block]
+    yield "t-SNE", [*python("visualize_features.py"), *newest, *cell]
+    yield "samples", [*python("sample.py"), *newest, "--n", str(args.n)]
     inception = ["--inception", args.inception] if args.inception else []
-    return {
-        "grid": [*grid, *newest],
-        "grid of an untrained network": [*grid, *shared, "--baseline", "random"],
-        "probe of raw pixels": [*grid, *shared, "--baseline", "pixels"],
-        "t-SNE": [*python("visualize_features.py"), *newest],
-        "samples": [*python("sample.py"), *newest, "--n", str(args.n)],
-        "fid": [*python("fid.py"), *shared, "--samples", str(samples / "pngs"), *inception],
-    }
+    yield "fid", [*python("fid.py"), *shared, "--samples", str(samples / "pngs"), *inception]
 
 
 def python(script: str) -> list[str]:

@@ -5,24 +5,34 @@ from pathlib import Path
 
 import numpy as np
 
+from checkpoint import TrainedModel
 from cli import add_output_dir, at_least, job, job_parser, load_dataset, load_model, results_folder
 from evaluation.plots import scatter
 from evaluation.probe.features import Extractor, model_source
-from evaluation.tables import best_cell_of_last_grid
+from evaluation.probe.grid_files import best_cell
+from evaluation.probe.probe import PROTOCOLS
 from support import distributed
 from support.errors import UserError
 from support.files import save_array
 from utils import log, permutation, pick_device
 
 MIN_IMAGES = 10
+EXCLUDES = (  # see cli.JobParser
+    ("protocol", ("timestep", "blockname"), "it names the grid whose best cell is shown"),
+)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument(
-        "--timestep", type=int, help="default, without --blockname: the last grid's best cell"
-    )
+        "--timestep", type=int,
+        help="default, without --blockname: the best cell of this checkpoint's grid",
+    )  # fmt: skip
     parser.add_argument("--blockname", help="such as out_2; given together with --timestep")
+    parser.add_argument(
+        "--protocol", choices=PROTOCOLS,
+        help="of that grid (default: the first of these of which there is one)",
+    )  # fmt: skip
     parser.add_argument("--n", "--num_images", type=int, default=2000, help="how many test images")
     parser.add_argument("--batch_size", type=int, default=512, help="changes no feature")
     add_output_dir(parser)
@@ -33,19 +43,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def chosen_cell(args: argparse.Namespace, save_dir: Path) -> tuple[float, str]:
-    """(t, block) of the command line, else of the last grid. Raises UserError without either."""
+def chosen_cell(args: argparse.Namespace, model: TrainedModel) -> tuple[float, str]:
+    """(t, block) of the command line, else of the model's grid. Raises UserError without either."""
     if args.blockname is not None:
         return args.timestep, args.blockname
-    best = best_cell_of_last_grid(save_dir)
-    if best is None:
-        raise UserError(
-            f"no linear_grid*.json in {save_dir}: run linear.py --grid, or give --timestep and "
-            "--blockname"
-        )
-    t, block, grid = best
-    log.info(f"{block} at t={t}: the best cell of {grid}")
-    return t, block
+    path, result = best_cell(Path(model.config.save_dir), model, args.protocol)
+    log.info(f"{result.cell.name}: the best cell of {path}")
+    return result.cell.parts[0]
 
 
 @job
@@ -54,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     model = load_model(args, device)
     seed, save_dir = model.config.seed, Path(model.config.save_dir)
-    t, block = chosen_cell(args, save_dir)
+    t, block = chosen_cell(args, model)
     source = model_source(model, args.use_amp)
     source.check([t], [block])
     test = load_dataset(args, model.config, "test", model.denoiser)

@@ -11,10 +11,16 @@ from torch import Tensor, nn
 from datasets import Dataset, to_model_range
 from evaluation.classifiers.supervised import Recipe, SupervisedTraining, sgd, training_batches
 from evaluation.plots import image_grids
-from evaluation.probe.probe import wilson_interval
 from evaluation.samples.grids import image_grid, load_png, rows_by_class
 from evaluation.samples.sample_sets import png
-from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
+from evaluation.tables import (
+    as_markdown,
+    as_text,
+    percent,
+    wilson_interval,
+    with_interval,
+    write_text,
+)
 from model.wide_resnet import WideResNet
 from sampling import class_of
 from support.errors import UserError

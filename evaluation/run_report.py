@@ -6,7 +6,8 @@ from datetime import date
 from pathlib import Path
 
 from checkpoint import TrainedModel, versions
-from evaluation.tables import best_cell_of_last_grid, file_stem, with_interval
+from evaluation.probe.cells import CellResult
+from evaluation.probe.grid_files import best_cell, file_stem, gain_markdown
 from support.files import read_json, replacing
 
 
@@ -18,13 +19,14 @@ def write_report(model: TrainedModel, steps: dict[str, dict], protocol: str, sam
     """
     folder = Path(model.config.save_dir)
     path = folder / "report.md"
-    t, block, _ = best_cell_of_last_grid(folder)  # there is one: the chain ran it
+    grid, best = best_cell(folder, model, protocol)
+    ((t, block),) = best.cell.parts
     sections = [
         f"# {model.config.dataset}, epoch {model.epoch}",
         _facts(model),
         "## Linear probe",
-        _headlines(folder, protocol),
-        _grids(folder, protocol),
+        _headlines(grid, protocol),
+        _grids(grid, protocol),
         f"## Features of {block} at t = {t}",
         f"![t-SNE](tsne_ep{model.epoch}_t{t}_{block}.png)",
         "## Samples",
@@ -52,25 +54,33 @@ def _facts(model: TrainedModel) -> str:
     )
 
 
-def _headlines(folder: Path, protocol: str) -> str:
+def _headlines(grid: Path, protocol: str) -> str:
     rows = ["| probed | cell | test accuracy in % (95 % interval) |", "|---|---|---|"]
-    for name, baseline in (
-        ("trained network", None),
-        ("untrained network", "random"),
-        ("raw pixels", "pixels"),
+    for name, path in (
+        ("trained network", grid),
+        ("untrained network", _baseline(grid, protocol, "random")),
+        ("raw pixels", _baseline(grid, protocol, "pixels")),
     ):
-        record = read_json(folder / f"{file_stem(None, protocol, baseline)}.json")
-        best = record["headline"]
-        accuracy = with_interval(best["test_accuracy"], best["test_interval"])
-        rows.append(f"| {name} | {best['block']} at t={best['t']} | {accuracy} |")
+        best = CellResult.from_record(read_json(path)["headline"])
+        rows.append(f"| {name} | {best.name} | {best.on_test} |")
     return "\n".join(rows)
 
 
-def _grids(folder: Path, protocol: str) -> str:
-    stem = file_stem(None, protocol, None)
-    untrained = file_stem(None, protocol, "random")
-    texts = [(folder / f"{name}.md").read_text(encoding="utf-8") for name in (stem, untrained)]
-    return f"{texts[0]}\n![accuracies of the grid]({stem}.png)\n\n{texts[1]}"
+def _grids(grid: Path, protocol: str) -> str:
+    untrained = _baseline(grid, protocol, "random")
+    texts = [path.with_suffix(".md").read_text(encoding="utf-8") for path in (grid, untrained)]
+    return "\n\n".join(
+        [
+            f"{texts[0]}\n![accuracies of the grid]({grid.with_suffix('.png').name})",
+            texts[1],
+            "On test, cell by cell, beside the untrained network:",
+            gain_markdown(grid, untrained),
+        ]
+    )
+
+
+def _baseline(grid: Path, protocol: str, baseline: str) -> Path:
+    return grid.with_name(f"{file_stem(None, protocol, baseline)}.json")
 
 
 def _fid(samples: Path, step: dict) -> str:

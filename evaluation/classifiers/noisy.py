@@ -18,7 +18,7 @@ from config.schema import PROCESSES
 from datasets import Dataset, to_model_range
 from evaluation.classifiers.supervised import Draw, Recipe, sgd
 from evaluation.probe.features import FeatureSource, model_source
-from evaluation.probe.probe import wilson_interval
+from evaluation.tables import wilson_interval
 from model.block import TimeEmbedding
 from model.denoiser import Denoiser
 from model.models import build_denoiser

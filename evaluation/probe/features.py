@@ -1,6 +1,6 @@
 """Frozen features of images: what a linear probe reads.
 
-A cell (t, block) is one feature vector per image: the spatial mean of a decoder block on the
+A part (t, block) is one feature vector per image: the spatial mean of a decoder block on the
 image with the noise of timestep t (Xiang et al. 2023, arXiv 2303.09769, section 3.2).
 """
 
@@ -21,10 +21,16 @@ from support.errors import UserError
 from support.files import load_array, save_array, short_hash
 from utils import amp_dtype, autocast, generator, log, progress
 
-Cell = tuple[float, str]  # timestep, block
+Timestep = int | float  # whole ones are an int, see `as_timestep`
+Part = tuple[Timestep, str]  # timestep, block: one feature vector per image
 FeatureFn = Callable[[Tensor, float, Tensor, Collection[str]], dict[str, Tensor]]
 
 NOISE_CHUNK = 64  # images that share a generator: large enough to be fast
+
+
+def as_timestep(t: float) -> Timestep:
+    """21.0 as 21: a timestep draws the same noise and names the same files however it came."""
+    return int(t) if t == int(t) else float(t)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class FeatureSource:
         device = next(self.denoiser.parameters()).device
         return float(f"{self.denoiser.sigma(torch.tensor([t], device=device)).item():.6g}")
 
-    def timestep(self, sigma: float) -> float:
+    def timestep(self, sigma: float) -> Timestep:
         """The timestep of a noise level: an int if it is one, else between two.
 
         Raises UserError for a level that the process does not reach.
@@ -114,7 +120,7 @@ class Extractor:
     """Computes the features of whole datasets, without augmentation.
 
     An image's noise depends on (seed, split, t) and its index alone, so `batch_size` changes no
-    feature beyond rounding. With a `folder`, finished timesteps are kept there, one .npy a cell,
+    feature beyond rounding. With a `folder`, finished timesteps are kept there, one .npy a part,
     and read from there the next time. `n_forwards` counts images times timesteps computed in
     `seconds`. Several processes divide the images among them; each gets the features of all.
     """
@@ -133,8 +139,9 @@ class Extractor:
 
     def __call__(
         self, dataset: Dataset, timesteps: Collection[float], blocks: Collection[str]
-    ) -> dict[Cell, np.ndarray]:
+    ) -> dict[Part, np.ndarray]:
         """{(t, block): (N, C) float32}, in the order of the dataset; memory-mapped if kept."""
+        timesteps = [as_timestep(t) for t in timesteps]
         if self.folder is None:
             return {
                 (t, block): values
@@ -200,7 +207,7 @@ class Extractor:
         return f"{dataset.name}_{dataset.split}_{short_hash(settings)}"
 
 
-def save_features(path: Path, datasets: list[Dataset], features: list[dict[Cell, np.ndarray]]):
+def save_features(path: Path, datasets: list[Dataset], features: list[dict[Part, np.ndarray]]):
     """Writes one .npz: `<split>_t<t>_<block>` (N, C) and `<split>_labels` (N,) of each dataset."""
     arrays = {f"{dataset.split}_labels": dataset.labels for dataset in datasets}
     for dataset, cells in zip(datasets, features, strict=True):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluation.probe.features import Cell
+from evaluation.probe.cells import Cell
 from utils import generator, log
 
 MAX_ITERATIONS = 1000
@@ -82,7 +82,7 @@ def _group_logits(features: dict[Cell, Tensor], cells, weight: Tensor, bias: Ten
 
 
 def _initial_head(width: int, n_classes: int, seed: int, cell: Cell) -> Head:
-    draw = generator("cpu", seed, "head", *cell)
+    draw = generator("cpu", seed, "head", cell.t, cell.block)
     bound = width**-0.5
     weight = torch.empty(n_classes, width).uniform_(-bound, bound, generator=draw)
     return Head(weight, torch.empty(n_classes).uniform_(-bound, bound, generator=draw))

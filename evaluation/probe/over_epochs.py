@@ -1,41 +1,52 @@
 """One probe over the checkpoints of a run: how the features come about while it trains."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import find, load_denoiser, saved_epochs
 from config import Config
 from evaluation.plots import curves
+from evaluation.probe.cells import CellResult, Outcome
 from evaluation.probe.features import model_source
-from evaluation.probe.probe import CellResult, Outcome, Probe, best, best_on_test
-from evaluation.tables import (
+from evaluation.probe.grid import (
+    PICKED,
     PICKED_ON_TEST,
-    as_markdown,
-    as_text,
-    half_width,
+    SIDE_BY_SIDE,
+    Rows,
     headline,
-    percent,
-    with_interval,
-    write_text,
+    held_out,
+    on_test,
 )
+from evaluation.probe.probe import Probe
+from evaluation.tables import as_markdown, as_text, half_width, percent, write_text
 from support.files import write_json
 from utils import log
-
-OVER = "epochs"
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What the probe found at one checkpoint; `best` is its cell that is best on held-out."""
+    """What the probe found at one checkpoint."""
 
     epoch: int
     checkpoint: Path
     fingerprint: str
     outcome: Outcome
 
-    @property
-    def best(self) -> CellResult:
-        return best(self.outcome.results)
+    def record(self) -> dict:
+        """What the file says of it."""
+        best = {
+            "headline": self.outcome.best(),
+            "headline_combined": self.outcome.best(combined=True),
+        }
+        return {
+            "epoch": self.epoch,
+            "checkpoint": str(self.checkpoint),
+            "fingerprint": self.fingerprint,
+            "seconds": self.outcome.seconds,
+            **{name: result and result.record() for name, result in best.items()},
+            "cells": [cell.record() for cell in self.outcome.results],
+        }
 
 
 def probe_epochs(
@@ -53,68 +64,90 @@ def probe_epochs(
         source = model_source(model, use_amp)
         outcome = probe.kept(source, config.seed)
         results.append(EpochResult(epoch, path, source.fingerprint, outcome))
-        log.info(f"epoch {epoch}: {headline(results[-1].best)}")
+        log.info(f"epoch {epoch}: {headline(outcome.best() or outcome.best(combined=True))}")
     return results
 
 
-def summary(results: list[EpochResult], title: str, about: dict) -> str:
-    """What the job prints: one row per epoch, and the best epoch, picked on the held-out images."""
-    return as_text(title, _tables(results, about), _closing(results))
+@dataclass(frozen=True)
+class EpochCurve:
+    """The best cell of each epoch, picked on the held-out images; of combined cells likewise, as
+    a curve of its own. about: the facts that its files record."""
 
+    OVER = "epochs"  # what the probe was done over, in the names of its files
 
-def write(stem: Path, results: list[EpochResult], title: str, about: dict) -> list[Path]:
-    """Writes <stem>.json, .md and .png. Returns the paths."""
-    paths = [Path(f"{stem}.{suffix}") for suffix in ("json", "md", "png")]
-    rows = [
-        {
-            "epoch": result.epoch,
-            "checkpoint": str(result.checkpoint),
-            "fingerprint": result.fingerprint,
-            "seconds": result.outcome.seconds,
-            "headline": asdict(result.best),
-            "cells": [asdict(cell) for cell in result.outcome.results],
+    results: Sequence[EpochResult]
+    title: str
+    about: Mapping
+
+    def best_epoch(self, combined: bool = False) -> EpochResult | None:
+        """The epoch whose cell is best on the held-out images; None without such cells."""
+        return max(
+            (result for result in self.results if result.outcome.best(combined)),
+            key=lambda result: result.outcome.best(combined).validation_accuracy,
+            default=None,
+        )
+
+    def text(self) -> str:
+        """What the job prints: one row per epoch, and the best epoch."""
+        return as_text(self.title, self._tables(), self._closing())
+
+    def save(self, stem: Path) -> list[Path]:
+        """Writes <stem>.json, .md and .png. Returns the paths."""
+        paths = [Path(f"{stem}.{suffix}") for suffix in ("json", "md", "png")]
+        best = {
+            "best_epoch": self.best_epoch(),
+            "best_epoch_combined": self.best_epoch(combined=True),
         }
-        for result in results
-    ]
-    write_json(paths[0], about | {"epochs": rows, "best_epoch": _best(results).epoch})
-    write_text(paths[1], as_markdown(title, _tables(results, about), _closing(results)))
-    cells = [result.best for result in results]
-    test = "test (95 % interval)"
-    lines = {
-        test: [100 * cell.test_accuracy for cell in cells],
-        "held-out 10 % of train": [100 * cell.validation_accuracy for cell in cells],
-    }
-    half = [half_width(cell.test_interval) for cell in cells]
-    epochs = [result.epoch for result in results]
-    curves(paths[2], epochs, lines, title, "epoch", "accuracy in %", spread={test: half})
-    return paths
+        record = {
+            "epochs": [result.record() for result in self.results],
+            **{name: result and result.epoch for name, result in best.items()},
+        }
+        write_json(paths[0], {**self.about, **record})
+        write_text(paths[1], as_markdown(self.title, self._tables(), self._closing()))
+        lines, spread = {}, {}
+        for name, cells in self._curves().items():
+            test = f"{name}test (95 % interval)"
+            lines[test] = [100 * cell.test_accuracy for cell in cells]
+            lines[f"{name}held-out 10 % of train"] = [100 * c.validation_accuracy for c in cells]
+            spread[test] = [half_width(cell.test_interval) for cell in cells]
+        epochs = [result.epoch for result in self.results]
+        curves(paths[2], epochs, lines, self.title, "epoch", "accuracy in %", spread=spread)
+        return paths
 
+    def _curves(self) -> dict[str, list[CellResult]]:
+        """{what stands before its names: the best cell of every epoch}."""
+        both = {
+            prefix: [result.outcome.best(combined) for result in self.results]
+            for prefix, combined in (("", False), (f"{SIDE_BY_SIDE}: ", True))
+        }
+        return {prefix: cells for prefix, cells in both.items() if all(cells)}
 
-def _tables(results: list[EpochResult], about: dict) -> dict[str, list[list[str]]]:
-    heading = (
-        f"accuracy in % on the held-out 10 % of train ({about['n_validation']:,} images), which "
-        f"picks, and on test ({about['n_test']:,} images; in brackets the 95 % interval)"
-    )
-    header, rows = ["epoch", "held-out", "test"], []
-    for result in results:
-        cell = result.best
-        on_test = with_interval(cell.test_accuracy, cell.test_interval)
-        rows.append([str(result.epoch), percent(cell.validation_accuracy), on_test])
-    if len({result.best.name for result in results}) > 1:  # else the title has it
-        header.append("cell")
-        rows = [[*row, result.best.name] for row, result in zip(rows, results, strict=True)]
-    return {heading: [header, *rows]}
+    def _tables(self) -> dict[str, Rows]:
+        where = f"{held_out(self.about)}, which picks, and {on_test(self.about)}"
+        return {
+            f"{prefix}accuracy in % {where}": self._rows(cells)
+            for prefix, cells in self._curves().items()
+        }
 
+    def _rows(self, cells: Sequence[CellResult]) -> Rows:
+        header, rows = ["epoch", "held-out", "test"], []
+        for result, cell in zip(self.results, cells, strict=True):
+            rows.append([str(result.epoch), percent(cell.validation_accuracy), cell.on_test])
+        if len({cell.name for cell in cells}) > 1 or len(self._curves()) > 1:
+            header.append("cell")  # else the title has it
+            rows = [[*row, cell.name] for row, cell in zip(rows, cells, strict=True)]
+        return [header, *rows]
 
-def _best(results: list[EpochResult]) -> EpochResult:
-    return max(results, key=lambda result: result.best.validation_accuracy)
-
-
-def _closing(results: list[EpochResult]) -> list[str]:
-    honest = _best(results)
-    tops = [(best_on_test(result.outcome.results), result.epoch) for result in results]
-    top, epoch = max(tops, key=lambda pair: pair[0].test_accuracy)
-    return [
-        f"picked on the held-out images: epoch {honest.epoch}, {headline(honest.best)}",
-        f"{PICKED_ON_TEST}: epoch {epoch}, {top.name}: test {percent(top.test_accuracy)} %",
-    ]
+    def _closing(self) -> list[str]:
+        lines = []
+        if honest := self.best_epoch():
+            tops = [(result.outcome.best_on_test(), result.epoch) for result in self.results]
+            top, epoch = max(tops, key=lambda pair: pair[0].test_accuracy)
+            lines = [
+                f"{PICKED}: epoch {honest.epoch}, {headline(honest.outcome.best())}",
+                f"{PICKED_ON_TEST}: epoch {epoch}, {top.name}: test {percent(top.test_accuracy)} %",
+            ]
+        if combined := self.best_epoch(combined=True):
+            cell = headline(combined.outcome.best(combined=True))
+            lines.append(f"{SIDE_BY_SIDE}, {PICKED}: epoch {combined.epoch}, {cell}")
+        return lines

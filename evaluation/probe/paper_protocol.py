@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 import checkpoint
 from config.schema import Linear
 from datasets import Batches, Batching, Dataset, crop_padding
-from evaluation.probe.features import Cell, Extractor
+from evaluation.probe.cells import Cell, timesteps_and_blocks
+from evaluation.probe.features import Extractor
 from evaluation.probe.heads import Head, HeadBank
 from support import distributed
 from support.errors import UserError
@@ -25,8 +26,7 @@ def fit_paper(
     extractor: Extractor,
     train: Dataset,
     held: np.ndarray,
-    timesteps: Collection[int],
-    blocks: Collection[str],
+    cells: Sequence[Cell],
     recipe: Linear,
     flip: bool,
     folder: Path,
@@ -49,13 +49,14 @@ def fit_paper(
         device,
         Batching(seed, shuffle=True, flip=flip, crop_padding=crop_padding(train.images.shape[-1])),
     )
-    features_of = _noisy_features(extractor, timesteps, blocks)
+    features_of = _noisy_features(extractor, cells)
     widths = {cell: f.shape[1] for cell, f in features_of(batches[0][0][:1], 0).items()}
     bank = HeadBank(widths, len(train.class_names), copies=2, seed=seed).to(device)
     adam = torch.optim.Adam(bank.parameters(), lr=recipe.lrate)
 
     fit = [recipe.n_epoch, recipe.batch_size, recipe.lrate, flip, seed, device.type]
-    settings = [extractor.source.fingerprint, train.fingerprint(), list(widths), fit]
+    names = [(cell.t, cell.block) for cell in cells]
+    settings = [extractor.source.fingerprint, train.fingerprint(), names, fit]
     path = folder / f"linear_state_{short_hash(settings)}.pth"
     first, last = _resume(path, bank, adam), recipe.n_epoch * batches.steps_per_epoch
     begun = time.monotonic()
@@ -77,6 +78,7 @@ def fit_paper(
             kept.stop_if_told(step + 1, last)
     if first < last:
         extractor.seconds += time.monotonic() - begun
+        timesteps, _ = timesteps_and_blocks(cells)
         extractor.n_forwards += (last - first) * recipe.batch_size * len(timesteps)
     return bank.heads()
 
@@ -87,22 +89,24 @@ def cosine(lrate: float, epoch: int, n_epoch: int) -> float:
 
 
 def _noisy_features(
-    extractor: Extractor, timesteps: Collection[int], blocks: Collection[str]
+    extractor: Extractor, cells: Sequence[Cell]
 ) -> Callable[[Tensor, int], dict[Cell, Tensor]]:
+    timesteps, blocks = timesteps_and_blocks(cells)
+
     @torch.no_grad()
     def features_of(x0: Tensor, step: int) -> dict[Cell, Tensor]:
         n, mine = len(x0), distributed.share(len(x0))
         forwarded = distributed.at_least_one(mine)
         part = slice(forwarded.start, forwarded.stop)
-        cells = {}
+        found = {}
         for t in timesteps:
             draw = generator(x0.device, extractor.seed, "probe", step, t)
             noise = torch.randn(x0.shape, generator=draw, device=x0.device)
             features = extractor.source.features(x0[part], t, noise[part], blocks)
             for block in blocks:
                 rows = features[block].float()[: len(mine)]
-                cells[t, block] = distributed.gather_shares(rows, n)
-        return cells
+                found[t, block] = distributed.gather_shares(rows, n)
+        return {cell: torch.cat([found[p] for p in cell.parts], dim=1) for cell in cells}
 
     return features_of
 

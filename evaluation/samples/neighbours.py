@@ -13,7 +13,7 @@ from datasets import Dataset, to_model_range
 from evaluation.encoded import encoded
 from evaluation.plots import image_table
 from evaluation.probe.features import Extractor, model_source
-from evaluation.tables import best_cell_of_last_grid
+from evaluation.probe.grid_files import find_grid
 from support import distributed
 from support.files import write_json
 
@@ -42,12 +42,14 @@ def save_neighbours(
     """Shows each of samples, (M, C, H, W) uint8, beside its nearest images of `train`, in pixels
     and in the features of the best block; the same as JSON, with the distances.
 
-    The block is that of the last grid in the run's folder, else the config's. Where training
-    flips images, a mirrored sample counts as the sample. Raises UserError if that grid is damaged.
+    The block is the best of this model's grid in the run's folder, else the config's. Where
+    training flips images, a mirrored sample counts as the sample. Raises UserError if a grid is
+    damaged.
     """
     config = model.config
-    best = best_cell_of_last_grid(Path(config.save_dir))
-    t, block = best[:2] if best else (config.linear.timestep, config.linear.blockname)
+    found = find_grid(Path(config.save_dir), model)
+    cell = (config.linear.timestep, config.linear.blockname)
+    t, block = found[1].cell.parts[0] if found else cell
     device = next(model.denoiser.parameters()).device
     source = model_source(model, use_amp)
     source.check([t], [block])

@@ -7,8 +7,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
@@ -16,17 +16,12 @@ import checkpoint
 from config import parse_config
 from config.schema import Linear
 from datasets import Batches, Batching, Dataset
+from evaluation.probe.cells import Cell, CellResult, Outcome, cells_of, side_by_side
 from evaluation.probe.features import Extractor, FeatureSource, network_source, pixel_source
 from evaluation.probe.heads import HeadBank, fit_logistic
+from evaluation.probe.knn import TEMPERATURE, knn_accuracies
 from evaluation.probe.paper_protocol import fit_paper
-from evaluation.probe.probe import (
-    CellResult,
-    best,
-    best_on_test,
-    holdout,
-    probe_cached,
-    wilson_interval,
-)
+from evaluation.probe.probe import Protocol, holdout, probe_cached, probe_paper
 from model.models import build_denoiser
 from support.errors import Stopped, UserError
 from utils import generator
@@ -43,6 +38,10 @@ def noisy_pixels(x0, t, noise, blocks):
 
 def toy_source(features=noisy_pixels):
     return FeatureSource(features, ["a", "b", "c"], range(1, 11), (1, 5), "toy")
+
+
+def single(t, block) -> Cell:
+    return Cell(t, block, ((t, block),))
 
 
 @pytest.fixture
@@ -89,11 +88,12 @@ def test_logistic_ignores_a_constant_feature(blobs):
 
 
 def test_a_head_starts_as_torchs_linear_does_and_from_its_cell_alone():
-    cells = {(t, block): 64 for t in range(40) for block in ("a", "b")}
+    cells = {single(t, block): 64 for t in range(40) for block in ("a", "b")}
     together = HeadBank(cells, 10, copies=2, seed=3).heads()
-    alone = HeadBank({(7, "b"): 64}, 10, copies=1, seed=3).heads()
-    assert torch.equal(together[7, "b"][1].weight, alone[7, "b"][0].weight)
-    assert not torch.equal(together[7, "a"][0].weight, together[7, "b"][0].weight)
+    a, b = single(7, "a"), single(7, "b")
+    alone = HeadBank({b: 64}, 10, copies=1, seed=3).heads()
+    assert torch.equal(together[b][1].weight, alone[b][0].weight)
+    assert not torch.equal(together[a][0].weight, together[b][0].weight)
     values = torch.cat([heads[0].weight.flatten() for heads in together.values()])
     linear = nn.Linear(64, 800).weight.flatten()
     assert abs(values.std() / linear.std() - 1) < 0.02
@@ -125,14 +125,11 @@ def by_hand(dataset: Dataset, t: int, block: str, initial, seed: int):
 
 def test_heads_fitted_together_equal_each_one_fitted_alone_by_torch(toy, tmp_path):
     extractor = Extractor(toy_source(), CPU, seed=5)
-    blocks = ["a", "b", "c"]
-    heads = fit_paper(
-        extractor, toy, holdout(toy.labels), [1, 5], blocks, RECIPE, True, tmp_path
-    )  # fmt: skip
-    widths = {(t, block): 32 if block == "c" else 64 for t in (1, 5) for block in blocks}
+    widths = {single(t, block): 32 if block == "c" else 64 for t in (1, 5) for block in "abc"}
+    heads = fit_paper(extractor, toy, holdout(toy.labels), list(widths), RECIPE, True, tmp_path)
     initial = HeadBank(widths, 3, copies=1, seed=5).heads()
     for cell in widths:
-        oracle = by_hand(toy, *cell, initial[cell][0], seed=5)
+        oracle = by_hand(toy, cell.t, cell.block, initial[cell][0], seed=5)
         torch.testing.assert_close(heads[cell][1].weight, oracle.weight, atol=2e-5, rtol=1e-4)
         assert not torch.allclose(heads[cell][1].weight, initial[cell][0].weight, atol=1e-2)
 
@@ -141,8 +138,9 @@ def test_the_comparing_heads_never_see_the_held_out_labels(toy, tmp_path):
     held = holdout(toy.labels)
     wrong = dataclasses.replace(toy, labels=np.where(held, (toy.labels + 1) % 3, toy.labels))
     extractor = Extractor(toy_source(), CPU)
-    part, whole = fit_paper(extractor, toy, held, [1], ["a"], RECIPE, True, tmp_path)[1, "a"]
-    part2, whole2 = fit_paper(extractor, wrong, held, [1], ["a"], RECIPE, True, tmp_path)[1, "a"]
+    cell = single(1, "a")
+    part, whole = fit_paper(extractor, toy, held, [cell], RECIPE, True, tmp_path)[cell]
+    part2, whole2 = fit_paper(extractor, wrong, held, [cell], RECIPE, True, tmp_path)[cell]
     assert torch.equal(part.weight, part2.weight)
     assert not torch.allclose(whole.weight, whole2.weight, atol=1e-3)
 
@@ -164,10 +162,8 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(toy, tmp_path, killed_at):
 
     def fit(features, folder):
         extractor = Extractor(toy_source(features), CPU)
-        held = holdout(toy.labels)
-        return fit_paper(
-            extractor, toy, held, [2], ["a", "c"], RECIPE, False, folder, save_every_s=0
-        )  # fmt: skip
+        held, cells = holdout(toy.labels), [single(2, "a"), single(2, "c")]
+        return fit_paper(extractor, toy, held, cells, RECIPE, False, folder, save_every_s=0)
 
     with pytest.raises(Killed):
         fit(dies, tmp_path / "killed")
@@ -187,7 +183,7 @@ def test_a_signal_lets_the_batch_end_and_saves(toy, tmp_path):
 
     extractor = Extractor(toy_source(features), CPU)
     with pytest.raises(Stopped, match=r"stopped at batch 1 of .* and saved"):
-        fit_paper(extractor, toy, holdout(toy.labels), [2], ["a"], RECIPE, False, tmp_path)
+        fit_paper(extractor, toy, holdout(toy.labels), [single(2, "a")], RECIPE, False, tmp_path)
     (state,) = tmp_path.glob("*.pth")
     assert checkpoint.load_state(state)["step"] == 1
 
@@ -198,13 +194,13 @@ def test_heads_that_are_not_finite_are_not_saved(toy, tmp_path):
 
     extractor = Extractor(toy_source(features), CPU)
     with pytest.raises(UserError, match="the heads are no longer finite at batch"):
-        fit_paper(extractor, toy, holdout(toy.labels), [2], ["a"], RECIPE, False, tmp_path)
+        fit_paper(extractor, toy, holdout(toy.labels), [single(2, "a")], RECIPE, False, tmp_path)
     assert not list(tmp_path.glob("*.pth"))
 
 
 def test_a_damaged_state_is_refused(toy, tmp_path):
     def fit():
-        args = (toy, holdout(toy.labels), [2], ["a"], RECIPE, False, tmp_path)
+        args = (toy, holdout(toy.labels), [single(2, "a")], RECIPE, False, tmp_path)
         return fit_paper(Extractor(toy_source(), CPU), *args)
 
     fit()
@@ -284,30 +280,30 @@ def test_holdout_is_a_tenth_of_each_class():
         holdout(np.arange(5))
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 10), (289, 360), (6429, 10_000), (10, 10)])
-def test_interval_is_wilsons(correct, n):
-    oracle = binomtest(correct, n).proportion_ci(method="wilson")
-    assert wilson_interval(correct / n, n) == pytest.approx((oracle.low, oracle.high), abs=1e-6)
+def test_the_best_cell_is_picked_without_the_test_set_and_among_its_own_kind():
+    def result(validation, test, *timesteps):
+        (cell,) = cells_of(toy_source(), [timesteps], [["a"]])
+        return CellResult(cell, 8, validation, test, (0, 1))
 
-
-def test_the_best_cell_is_picked_without_the_test_set():
-    cells = [
-        CellResult(1, "a", 8, 0.6, 0.9, (0, 1)),
-        CellResult(2, "a", 8, 0.7, 0.5, (0, 1)),
-        CellResult(3, "a", 8, 0.7, 0.6, (0, 1)),
-    ]
-    assert best(cells) is cells[1]
-    assert best_on_test(cells) is cells[0]
+    cells = [result(0.6, 0.9, 1), result(0.7, 0.5, 2), result(0.7, 0.6, 3)]
+    combined = [result(0.8, 0.95, 1, 2), result(0.9, 0.93, 1, 3)]
+    outcome = Outcome([combined[0], *cells, combined[1]], 1.0, None)
+    assert outcome.best() is cells[1]
+    assert outcome.best_on_test() is cells[0]
+    assert outcome.best(combined=True) is combined[1]
+    assert Outcome(combined, 1.0, None).best() is None
+    assert Outcome.from_record(outcome.record()) == outcome
 
 
 def test_cached_probe_reads_classes_from_features_and_not_from_random_labels(toy):
     test = dataclasses.replace(toy, split="test")
-    results = probe_cached(Extractor(toy_source(), CPU), toy, test, [1], ["a", "b"])
-    assert [(r.t, r.block) for r in results] == [(1, "a"), (1, "b")]
+    cells = [single(1, "a"), single(1, "b")]
+    results = probe_cached(Extractor(toy_source(), CPU), toy, test, cells)
+    assert [result.cell for result in results] == cells
     assert results[0].validation_accuracy > 0.6
     shuffled = np.random.default_rng(0).permutation(toy.labels)
     noise = dataclasses.replace(toy, labels=shuffled)
-    (result,) = probe_cached(Extractor(toy_source(), CPU), noise, noise, [1], ["a"])
+    (result,) = probe_cached(Extractor(toy_source(), CPU), noise, noise, cells[:1])
     assert result.test_accuracy > 0.6  # memorised: it was fitted on these
     assert result.validation_accuracy < 0.6
 
@@ -340,3 +336,121 @@ def test_a_sigma_is_a_timestep_between_two_and_exact_at_whole_ones(tiny_config, 
             source.timestep(sigma)
     with pytest.raises(UserError, match="no noise"):
         pixel_source().timestep(0.06)
+
+
+def test_a_whole_number_is_one_timestep_whatever_its_type(toy, tmp_path):
+    """21.0 drew other noise than 21, and its file had another name."""
+
+    def extract(t, folder=None):
+        return Extractor(toy_source(), CPU, folder=folder)(toy, [t], ["a"])[t, "a"]
+
+    np.testing.assert_array_equal(extract(5), extract(5.0))
+    assert not np.array_equal(extract(5), extract(5.5))
+    extract(5.0, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.npy")] == ["t5_a.npy"]
+    assert cells_of(toy_source(), [[5.0], [5], [1, 5.0]], [["a"]]) == (
+        single(5, "a"), Cell("1+5", "a", ((1, "a"), (5, "a"))),
+    )  # fmt: skip
+    fits = [
+        fit_paper(Extractor(toy_source(), CPU), toy, holdout(toy.labels), cells, RECIPE, False, at)
+        for at in (tmp_path / "int", tmp_path / "float")
+        for cells in [cells_of(toy_source(), [[5 if at.name == "int" else 5.0]], [["a"]])]
+    ]
+    (ours,), (theirs,) = (fit.values() for fit in fits)
+    assert torch.equal(ours[1].weight, theirs[1].weight)
+
+
+# --- several features side by side
+
+
+def test_cells_are_all_timesteps_with_all_blocks_and_named_by_their_parts():
+    cells = cells_of(toy_source(), [[5, 1], [1]], [["c"], ["b", "a"], ["all"], ["a", "b", "c"]])
+    assert [cell.name for cell in cells] == [
+        "c at t=1", "a+b at t=1", "all at t=1", "c at t=1+5", "a+b at t=1+5", "all at t=1+5",
+    ]  # fmt: skip
+    assert [cell.is_combined for cell in cells] == [False, *5 * [True]]
+    assert cells[4].parts == ((1, "a"), (1, "b"), (5, "a"), (5, "b"))
+    assert [part[1] for part in cells[2].parts] == ["a", "b", "c"]
+    with pytest.raises(UserError, match="no block 'd': there are a, b, c"):
+        cells_of(toy_source(), [[1]], [["a", "d"]])
+
+
+@pytest.fixture
+def noisy_toy(toy):
+    """So hard to read that cells differ."""
+    draw = np.random.default_rng(1)
+    images = draw.integers(0, 245, (450, 1, 8, 8)) + 5 * (np.arange(450) % 3)[:, None, None, None]
+    labels = np.arange(450) % 3
+    train = dataclasses.replace(toy, images=images.astype(np.uint8), labels=labels)
+    return train.take(np.arange(300)), dataclasses.replace(
+        train.take(np.arange(300, 450)), split="test"
+    )
+
+
+def test_features_side_by_side_are_read_as_scikit_learn_reads_their_concatenation(noisy_toy):
+    train, test = noisy_toy
+    extractor = Extractor(toy_source(), CPU, seed=2)
+    cells = cells_of(toy_source(), [[1, 5]], [["a", "c"]])
+    (result,) = probe_cached(extractor, train, test, cells)
+    assert result.width == 192
+    x, x_test = (
+        np.hstack([extractor(data, [t], [block])[t, block] for t in (1, 5) for block in "ac"])
+        for data in (train, test)
+    )
+    scaler = StandardScaler().fit(x)
+    oracle = LogisticRegression(tol=1e-10, max_iter=10_000).fit(scaler.transform(x), train.labels)
+    accuracy = oracle.score(scaler.transform(x_test), test.labels)
+    assert result.test_accuracy == pytest.approx(
+        accuracy, abs=1.01 / len(test)
+    )  # one near a border
+    held = holdout(train.labels)
+    scaler = StandardScaler().fit(x[~held])
+    oracle.fit(scaler.transform(x[~held]), train.labels[~held])
+    accuracy = oracle.score(scaler.transform(x[held]), train.labels[held])
+    assert result.validation_accuracy == pytest.approx(accuracy, abs=1.01 / held.sum())
+
+
+def test_nearest_neighbours_of_features_side_by_side(noisy_toy):
+    train, test = noisy_toy
+    extractor = Extractor(toy_source(), CPU, seed=2)
+    cells = cells_of(toy_source(), [[5]], [["a", "b"]])
+    results = probe_cached(extractor, train, test, cells, knn_accuracies)
+    x, x_test = (
+        np.hstack([extractor(data, [5], [block])[5, block] for block in "ab"])
+        for data in (train, test)
+    )
+    for result in results:
+        oracle = KNeighborsClassifier(
+            result.cell.k, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE)
+        )
+        accuracy = oracle.fit(x, train.labels).score(x_test, test.labels)
+        assert result.test_accuracy == pytest.approx(accuracy, abs=1e-9)
+    assert [result.cell.name for result in results] == ["a+b at t=5, k=20", "a+b at t=5, k=200"]
+
+
+def test_the_papers_heads_read_features_side_by_side(toy, tmp_path):
+    """A source whose one block is the concatenation gives the same heads."""
+
+    def joined(x0, t, noise, blocks):
+        parts = noisy_pixels(x0, t, noise, "ac")
+        return {"a+c": torch.cat([parts["a"], parts["c"]], dim=1)}
+
+    test = dataclasses.replace(toy, split="test")
+    one = FeatureSource(joined, ["a+c"], range(1, 11), (1, 5), "joined")
+    (ours,), (theirs,) = (
+        probe_paper(
+            Extractor(source, CPU), toy, test, cells, Protocol("paper", RECIPE, True), tmp_path
+        )
+        for source, cells in (
+            (toy_source(), cells_of(toy_source(), [[5]], [["a", "c"]])),
+            (one, (single(5, "a+c"),)),
+        )
+    )
+    assert (ours.width, ours.test_accuracy) == (96, theirs.test_accuracy)
+    assert ours.validation_accuracy == theirs.validation_accuracy
+
+
+def test_parts_are_put_side_by_side_in_their_order():
+    features = {(1, "a"): np.zeros((2, 1)), (5, "a"): np.ones((2, 2)), (5, "b"): np.eye(2)}
+    cell = Cell("1+5", "a", ((1, "a"), (5, "a")))
+    np.testing.assert_array_equal(side_by_side(features, cell), [[0, 1, 1], [0, 1, 1]])

@@ -11,9 +11,10 @@ from conftest import save_model
 import linear
 from config.schema import Linear
 from datasets import Dataset
-from evaluation.probe import over_seeds as seeds
+from evaluation.probe.cells import Cell, CellResult, Outcome, cells_of
 from evaluation.probe.features import FeatureSource
-from evaluation.probe.probe import CellResult, Outcome, Probe
+from evaluation.probe.over_seeds import SeedTable, probe_seeds
+from evaluation.probe.probe import Probe, Protocol
 from utils import seed_everything
 
 
@@ -24,9 +25,10 @@ def probe(tmp_path) -> Probe:
     images = draw.integers(0, 200, (60, 1, 8, 8)) + 20 * labels[:, None, None, None]
     train = Dataset("toy", "train", images.astype(np.uint8), labels, ["x", "y"])
     test = dataclasses.replace(train, split="test")
-    cpu = torch.device("cpu")
     return Probe(
-        "cached", train, test, [1], ["a"], False, Linear(), False, cpu, 512, tmp_path
+        train=train, test=test, cells=cells_of(toy_source(), [[1]], [["a"]]),
+        protocol=Protocol("cached", Linear(), flip=False),
+        device=torch.device("cpu"), batch_size=512, folder=tmp_path,
     )  # fmt: skip
 
 
@@ -42,7 +44,7 @@ def test_a_finished_probe_is_kept_until_a_setting_changes(probe, monkeypatch):
     asked = []
 
     def counting(self, source, seed):
-        asked.append((source.fingerprint, seed, self.protocol, self.timesteps))
+        asked.append((source.fingerprint, seed, self.protocol, self.cells))
         return first
 
     monkeypatch.setattr(Probe, "__call__", counting)
@@ -50,16 +52,18 @@ def test_a_finished_probe_is_kept_until_a_setting_changes(probe, monkeypatch):
     assert asked == []
     probe.kept(toy_source("other weights"), seed=0)
     probe.kept(toy_source(), seed=1)
-    dataclasses.replace(probe, timesteps=[2]).kept(toy_source(), seed=0)
+    for timesteps in ([1, 2],), ([2],):
+        cells = cells_of(toy_source(), timesteps, [["a"]])
+        dataclasses.replace(probe, cells=cells).kept(toy_source(), seed=0)
     flipped = dataclasses.replace(probe.train, labels=1 - probe.train.labels)
     dataclasses.replace(probe, train=flipped).kept(toy_source(), seed=0)
-    dataclasses.replace(probe, protocol="knn").kept(toy_source(), seed=0)
-    dataclasses.replace(probe, recipe=Linear(n_epoch=1)).kept(toy_source(), seed=0)  # not paper's
-    assert len(asked) == 5
+    for protocol in Protocol("knn", Linear(), False), Protocol("cached", Linear(n_epoch=1), False):
+        dataclasses.replace(probe, protocol=protocol).kept(toy_source(), seed=0)
+    assert len(asked) == 6  # not the last: the recipe is the paper's protocol's alone
 
 
 def test_seeds_draw_other_noise_and_the_same_one_again(probe):
-    outcomes = seeds.probe_seeds(probe, toy_source(), [0, 1, 2, 1])
+    outcomes = probe_seeds(probe, toy_source(), [0, 1, 2, 1])
     assert list(outcomes) == [0, 1, 2]
     assert len({outcome.results[0].test_accuracy for outcome in outcomes.values()}) > 1
     assert probe(toy_source(), 1).results == outcomes[1].results
@@ -68,24 +72,34 @@ def test_seeds_draw_other_noise_and_the_same_one_again(probe):
 def test_spreads_are_of_n_minus_1_and_the_cell_is_picked_by_mean_validation(tmp_path):
     def outcome(*accuracies):
         cells = zip("ab", accuracies, strict=True)
-        return Outcome([CellResult(1, b, 8, v, t, (0, 1)) for b, (v, t) in cells], 1.0, None)
+        results = [CellResult(Cell(1, b, ((1, b),)), 8, v, t, (0, 1)) for b, (v, t) in cells]
+        return Outcome([*results, combined(*accuracies[0])], 1.0, None)
+
+    def combined(validation, test):
+        cell = Cell(1, "a+b", ((1, "a"), (1, "b")))
+        return CellResult(cell, 16, validation + 0.2, test + 0.2, (0, 1))
 
     outcomes = {
         3: outcome((0.70, 0.60), (0.60, 0.80)),
         4: outcome((0.50, 0.62), (0.61, 0.81)),
         9: outcome((0.70, 0.67), (0.62, 0.85)),
     }
-    a, b = seeds.spreads(outcomes)
+    about = {"n_validation": 10, "n_test": 20}
+    table = SeedTable(outcomes, "title", about)
+    a, b, both = table.spreads
     assert a.validation_mean == pytest.approx(1.9 / 3)
     assert a.test_std == pytest.approx(np.std([0.60, 0.62, 0.67], ddof=1))
     assert b.test_mean == pytest.approx(0.82)
-    about = {"n_validation": 10, "n_test": 20}
-    printed = seeds.summary(outcomes, "title", about)
+    assert table.headline == a
+    assert table.headline_combined == both
+    printed = table.text()
     assert "picked on the held-out images: a at t=1: test 63.00 ± 3.61 % over 3 seeds" in printed
     assert "b at t=1: test 82.00 ± 2.65 %" in printed
-    seeds.write(tmp_path / "s", outcomes, "title", about)
+    assert "a+b at t=1, 16 wide: test 83.00 ± 3.61 % over 3 seeds" in printed
+    table.save(tmp_path / "s")
     record = json.loads((tmp_path / "s.json").read_text())
     assert record["headline"]["block"] == "a"
+    assert record["headline_combined"]["block"] == "a+b"
     assert [run["seed"] for run in record["runs"]] == [3, 4, 9]
 
 
@@ -147,8 +161,25 @@ def test_epochs_go_on_where_they_were_killed(three_epochs, tiny_config, monkeypa
     assert len(probed) == 4
     monkeypatch.undo()
     three_epochs("--epoch", "4")  # one epoch alone says the same
-    single = json.loads((folder / "linear_out_2_t21_knn.json").read_text())
+    single = json.loads((folder / "linear_out_2_t21_ep4_knn.json").read_text())
     assert single["headline"] == record["epochs"][2]["headline"]
+
+
+def test_combined_cells_have_a_curve_of_their_own(three_epochs, capsys):
+    folder = three_epochs("--epochs", "0,4", "--grid", "--timesteps", "21", "--blocks", "out_2,all")
+    record = json.loads((folder / "linear_epochs_grid_knn.json").read_text())
+    for row in record["epochs"]:
+        assert row["headline"]["block"] == "out_2"
+        assert row["headline_combined"]["block"] == "all"
+    best = max(record["epochs"], key=lambda row: row["headline_combined"]["validation_accuracy"])
+    assert record["best_epoch_combined"] == best["epoch"]
+    cell = best["headline_combined"]
+    closing = (
+        f"features side by side, picked on the held-out images: epoch {best['epoch']}, all at "
+        f"t=21, k={cell['k']}, {cell['width']} wide: test {100 * cell['test_accuracy']:.2f} %"
+    )
+    assert closing in capsys.readouterr().out
+    assert closing in (folder / "linear_epochs_grid_knn.md").read_text()
 
 
 def test_an_absent_epoch_is_refused_before_any_is_probed(three_epochs, monkeypatch, capsys):

@@ -35,7 +35,7 @@ def test_cached_grid_then_one_cell_then_the_picture(run, capsys, monkeypatch, tm
     folder = run(
         linear, "--grid", "--protocol", "cached", "--timesteps", "1,21", "--save_features", str(npz)
     )
-    record = read(folder, "linear_grid_cached.json")
+    record = read(folder, "linear_grid_ep1_cached.json")
     cells = {(cell["t"], cell["block"]): cell for cell in record["cells"]}
     assert len(cells) == 8
     assert record["headline"]["validation_accuracy"] == max(
@@ -48,7 +48,7 @@ def test_cached_grid_then_one_cell_then_the_picture(run, capsys, monkeypatch, tm
     assert f"test {100 * record['headline']['test_accuracy']:.2f} %" in printed
     assert "picked on the test set" in printed
 
-    with open(folder / "linear_grid_cached.csv") as file:
+    with open(folder / "linear_grid_ep1_cached.csv") as file:
         for row in csv.DictReader(file):
             cell = cells[int(row["t"]), row["block"]]
             assert float(row["test_accuracy"]) == cell["test_accuracy"]
@@ -61,7 +61,7 @@ def test_cached_grid_then_one_cell_then_the_picture(run, capsys, monkeypatch, tm
 
     monkeypatch.setattr(Extractor, "_compute", must_not_run)
     run(linear, "--protocol", "cached")
-    single = read(folder, "linear_out_2_t21_cached.json")
+    single = read(folder, "linear_out_2_t21_ep1_cached.json")
     assert single["headline"] == cells[21, "out_2"]
 
     run(visualize_features, "--n", "100", "--output_dir", str(tmp_path / "elsewhere"))
@@ -71,15 +71,15 @@ def test_cached_grid_then_one_cell_then_the_picture(run, capsys, monkeypatch, tm
         assert arrays["points"].shape == (100, 2)
         assert np.isfinite(arrays["points"]).all()
     assert Image.open(tmp_path / "elsewhere" / f"{stem}.png").width > 800
-    assert Image.open(folder / "linear_grid_cached.png").width > 800
+    assert Image.open(folder / "linear_grid_ep1_cached.png").width > 800
 
 
 def test_paper_grid_and_baselines_keep_to_their_own_files(run):
     folder = run(linear, "--grid", "--timesteps", "1", "--blocks", "out_1,out_2")
-    first = read(folder, "linear_grid.json")
+    first = read(folder, "linear_grid_ep1.json")
     run(linear, "--grid", "--timesteps", "1", "--blocks", "out_1", "--baseline", "random")
     run(linear, "--grid", "--baseline", "pixels", "--protocol", "cached")
-    assert read(folder, "linear_grid.json") == first
+    assert read(folder, "linear_grid_ep1.json") == first
     assert first["protocol"] == "paper"
     assert [cell["block"] for cell in first["cells"]] == ["out_1", "out_2"]
     random = read(folder, "linear_grid_random.json")
@@ -94,23 +94,23 @@ def test_knn_of_noise_levels_given_as_sigma(run, capsys):
     folder = run(
         linear, "--grid", "--protocol", "knn", "--sigmas", "0.0227967,0.03", "--blocks", "out_1"
     )
-    record = read(folder, "linear_grid_knn.json")
+    record = read(folder, "linear_grid_ep1_knn.json")
     cells = {(cell["sigma"], cell["k"]): cell for cell in record["cells"]}
     assert list(cells) == [(0.0227967, 20), (0.0227967, 200), (0.03, 20), (0.03, 200)]
     assert cells[0.0227967, 20]["t"] == 4  # so that its features are those of --timestep 4
     assert 6 < cells[0.03, 200]["t"] < 7
     assert record["headline"] == max(cells.values(), key=lambda c: c["validation_accuracy"])
     assert "sigma=0.0227967" in capsys.readouterr().out
-    table = (folder / "linear_grid_knn.md").read_text()
+    table = (folder / "linear_grid_ep1_knn.md").read_text()
     assert "| block | sigma=0.0227967 | sigma=0.03 |" in table
     assert f"| out_1, k=200 | {100 * cells[0.0227967, 200]['validation_accuracy']:.2f}" in table
 
     run(linear, "--protocol", "knn", "--timestep", "4", "--blockname", "out_1")
-    single = read(folder, "linear_out_1_t4_knn.json")
+    single = read(folder, "linear_out_1_t4_ep1_knn.json")
     assert single["cells"][0]["test_accuracy"] == cells[0.0227967, 20]["test_accuracy"]
     assert "at t=4, k=" in capsys.readouterr().out
     run(linear, "--protocol", "cached", "--sigmas", "0.03", "--blockname", "out_1")
-    assert read(folder, "linear_out_1_sigma0.03_cached.json")["headline"]["sigma"] == 0.03
+    assert read(folder, "linear_out_1_sigma0.03_ep1_cached.json")["headline"]["sigma"] == 0.03
     run(visualize_features, "--n", "20")  # the best cell of that grid
 
 
@@ -119,12 +119,12 @@ def test_seeds_of_a_grid(run, capsys):
         linear, "--grid", "--protocol", "cached", "--timesteps", "21", "--seeds", "0,5",
         "--blocks", "out_1,out_2",
     )  # fmt: skip
-    record = read(folder, "linear_seeds_grid_cached.json")
+    record = read(folder, "linear_seeds_grid_ep1_cached.json")
     assert [cell["block"] for cell in record["cells"]] == ["out_1", "out_2"]
     assert [run["seed"] for run in record["runs"]] == [0, 5]
     assert record["runs"][0]["results"] != record["runs"][1]["results"]
     assert " % over 2 seeds" in capsys.readouterr().out
-    assert "±" in (folder / "linear_seeds_grid_cached.md").read_text()
+    assert "±" in (folder / "linear_seeds_grid_ep1_cached.md").read_text()
 
 
 def test_pixels_need_no_checkpoint(run, tiny_checkpoint):
@@ -138,11 +138,17 @@ def test_pixels_need_no_checkpoint(run, tiny_checkpoint):
     (["--grid", "--timesteps", "1,1001"], "timestep 1001: outside 1..1000"),
     (["--grid", "--timesteps", "0"], "timestep 0: outside 1..1000"),
     (["--grid", "--blockname", "out_1"], "--grid takes --timesteps and --blocks"),
-    (["--timesteps", "1"], "add --grid"),
+    (["--timesteps", "1,11"], "add --grid"),
+    (["--blocks", "out_1,out_2"], "add --grid"),
+    (["--blocks", "out_1+out_9"], "no block 'out_9'"),
+    (["--timesteps", "1+1001"], "timestep 1001: outside 1..1000"),
+    (["--timesteps", "1+a"], "argument --timesteps: '1+a': expected whole numbers"),
+    (["--timesteps", "1", "--timestep", "1"], "--timesteps and --timestep exclude each other"),
+    (["--blocks", "all", "--blockname", "out_1"], "--blocks and --blockname exclude each other"),
     (["--grid", "--baseline", "pixels", "--timesteps", "1"], "outside 0..0"),
     (["--batch_size", "0"], "--batch_size 0"),
     (["--grid", "--timesteps", "1,a"], "argument --timesteps: '1,a': expected whole numbers"),
-    (["--sigmas", "a"], "argument --sigmas: 'a': expected numbers, as in 1,2,3"),
+    (["--sigmas", "a"], "argument --sigmas: 'a': expected numbers, as in 1,2,1+2"),
     (["--sigmas", "0.02,0.03"], "add --grid"),
     (["--sigmas", "0.02", "--timestep", "0"], "--sigmas and --timestep exclude each other"),
     (["--baseline", "random", "--epoch", "7"], "--baseline and --epoch exclude each other"),
@@ -167,8 +173,9 @@ def test_mistakes(run, argv, message, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("argv", "message"), [
-    ([], "run linear.py --grid"),
+    ([], "There are: none. Run linear.py --grid"),
     (["--timestep", "1"], "give both"),
+    (["--timestep", "1", "--blockname", "out_1", "--protocol", "knn"], "--protocol and --timestep"),
     (["--n", "3"], "--n 3: give at least 10"),
 ])  # fmt: skip
 def test_mistakes_of_the_picture(run, argv, message, capsys):
@@ -196,7 +203,7 @@ def test_amp_runs(run, monkeypatch):
     with register_module_forward_hook(note):
         folder = run(linear, "--protocol", "cached", "--use_amp", "--blockname", "out_1")
     assert seen == {torch.bfloat16}
-    record = read(folder, "linear_out_1_t21_cached.json")
+    record = read(folder, "linear_out_1_t21_ep1_cached.json")
     assert record["fingerprint"].endswith("-bfloat16")
     assert record["headline"]["test_accuracy"] > 0.5
     assert torch.isfinite(torch.tensor(record["images_per_s"]))

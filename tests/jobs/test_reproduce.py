@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 
 import checkpoint
+import linear
 import reproduce
 from config import load_config
 from support.errors import UserError
@@ -39,7 +40,7 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
         command(tiny_yaml, tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    while not (folder / "linear_grid_cached.json").exists():  # interrupted after the first grid
+    while not (folder / "linear_grid_ep1_cached.json").exists():  # interrupted after the first grid
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -61,11 +62,11 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
         "samples", "fid",
     }  # fmt: skip
 
-    grid = (folder / "linear_grid_cached.json").stat().st_mtime_ns
+    grid = (folder / "linear_grid_ep1_cached.json").stat().st_mtime_ns
     again = run(tiny_yaml, tmp_path)
     assert again.returncode == 0, again.stderr
     assert "grid: done before" in again.stderr
-    assert (folder / "linear_grid_cached.json").stat().st_mtime_ns == grid
+    assert (folder / "linear_grid_ep1_cached.json").stat().st_mtime_ns == grid
 
 
 def test_which_config():
@@ -126,8 +127,21 @@ def test_long_work_is_announced_with_what_shortens_it(tiny_yaml, monkeypatch):
     assert not any(line.startswith("samples") for line in lines)
 
 
-def test_every_job_takes_its_command(tiny_yaml, tiny_checkpoint):
-    args = reproduce.parse_args(["--config", str(tiny_yaml), "--inception", str(tiny_yaml)])
+def test_every_job_takes_its_command_and_the_picture_is_of_the_grids_best_cell(
+    tiny_yaml, tiny_checkpoint
+):
+    args = reproduce.parse_args(
+        ["--config", str(tiny_yaml), "--inception", str(tiny_yaml), "--protocol", "cached"]
+    )
     model = checkpoint.load_denoiser(tiny_checkpoint, torch.device("cpu"))
-    for _, script, *options in reproduce.later_steps(args, model, Path("samples")).values():
+    steps = reproduce.later_steps(args, model, Path("samples"))
+    commands = {}
+    for name, (_, script, *options) in steps:
+        commands[name] = options
         importlib.import_module(Path(script).stem).parse_args(options)  # refuses what excludes
+        if name == "grid":
+            linear.main([*options, "--device", "cpu", "--timesteps", "7", "--blocks", "out_3"])
+    assert commands["t-SNE"][-4:] == ["--timestep", "7", "--blockname", "out_3"]
+    assert list(commands) == [
+        "grid", "grid of an untrained network", "probe of raw pixels", "t-SNE", "samples", "fid",
+    ]  # fmt: skip

@@ -1,0 +1,143 @@
+"""The files of grids: their names, which of them is a model's, and two of them side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from checkpoint import TrainedModel
+from evaluation.probe.cells import Cell, CellResult
+from evaluation.probe.probe import PROTOCOLS
+from evaluation.tables import markdown_table, percent
+from support.errors import UserError
+from support.files import read_json
+
+
+def file_stem(
+    cell: Cell | None,
+    protocol: str,
+    baseline: str | None,
+    *,
+    epoch: int | None = None,
+    over: str | None = None,
+) -> str:
+    """The name of a probe's files: linear_grid, or linear_<block>_t<t> for one cell.
+
+    What there is of the rest is added, and a protocol that is not the default:
+    linear_grid_ep59_cached, linear_grid_cached_random, linear_epochs_out_2_t21_knn.
+    """
+    where = "grid" if cell is None else f"{cell.block}_{cell.level.replace('=', '')}"
+    at = None if epoch is None else f"ep{epoch}"
+    parts = ["linear", over, where, at, None if protocol == "paper" else protocol, baseline]
+    return "_".join(filter(None, parts))
+
+
+# --- the untrained network beside the trained one
+
+
+def read_results(path: Path) -> list[CellResult]:
+    """The cells of a grid's .json. Raises UserError if it is damaged."""
+    return [CellResult.from_record(cell) for cell in read_json(path)["cells"]]
+
+
+def gain_rows(trained: Sequence[CellResult], untrained: Sequence[CellResult]) -> list[list[str]]:
+    """Cell by cell: test accuracy, that of the untrained network, and what training gained.
+
+    Raises KeyError for a cell that `untrained` lacks.
+    """
+    before = {_same(result): result.test_accuracy for result in untrained}
+    rows = [["cell", "trained", "untrained", "gain"]]
+    for result in trained:
+        gain = result.test_accuracy - before[_same(result)]
+        rows.append(
+            [result.name, result.on_test, percent(before[_same(result)]), f"{100 * gain:+.2f}"]
+        )
+    return rows
+
+
+def gain_markdown(trained: Path, untrained: Path) -> str:
+    """`gain_rows` of two grids' .json, as a Markdown table. Raises UserError if one is damaged, or
+    if the cells of `trained` are not all in `untrained`."""
+    results, before = read_results(trained), read_results(untrained)
+    if not _covers(before, results):
+        raise UserError(f"{untrained}: its cells are not those of {trained}: probe the same ones")
+    return markdown_table(gain_rows(results, before))
+
+
+def untrained_results(
+    folder: Path, about: Mapping, results: Sequence[CellResult]
+) -> list[CellResult]:
+    """What the same probe found in the untrained network, if `folder` has all these cells of it.
+
+    about: the facts of the grid that found `results`. Raises UserError if the file is damaged.
+    """
+    path = folder / f"{file_stem(None, about['protocol'], 'random')}.json"
+    if about["baseline"] is not None or not path.is_file():
+        return []
+    record = read_json(path)
+    same = all(record[key] == about[key] for key in ("dataset", "n_train", "n_test", "seed"))
+    same &= record["config"]["network"] == about["config"]["network"]
+    untrained = read_results(path)
+    return untrained if same and _covers(untrained, results) else []
+
+
+def _same(result: CellResult) -> tuple:
+    return result.cell.parts, result.cell.k
+
+
+def _covers(those: Sequence[CellResult], these: Sequence[CellResult]) -> bool:
+    return set(map(_same, these)) <= set(map(_same, those))
+
+
+# --- finding the grid of a model
+
+
+def find_grid(
+    folder: Path, model: TrainedModel, protocol: str | None = None
+) -> tuple[Path, CellResult] | None:
+    """The file of the grid of this model's weights in `folder`, and its headline; None without.
+
+    Of several protocols it is that of `protocol`, else the first of PROTOCOLS. Raises UserError if
+    a file is damaged.
+    """
+    fitting = {
+        path: record
+        for path, record in _grids_in(folder).items()
+        if _weights(record) == model.fingerprint() and protocol in (None, record["protocol"])
+    }
+    if not fitting:
+        return None
+    path = min(fitting, key=lambda path: PROTOCOLS.index(fitting[path]["protocol"]))
+    return path, CellResult.from_record(fitting[path]["headline"])
+
+
+def best_cell(
+    folder: Path, model: TrainedModel, protocol: str | None = None
+) -> tuple[Path, CellResult]:
+    """As `find_grid`. Raises UserError, saying which grids there are, if none fits."""
+    found = find_grid(folder, model, protocol)
+    if found is None:
+        wanted = f"epoch {model.epoch}" + (f", protocol {protocol}" if protocol else "")
+        there = [
+            f"{path.name} (epoch {record['epoch']}, protocol {record['protocol']}"
+            + (", other weights)" if _weights(record) != model.fingerprint() else ")")
+            for path, record in _grids_in(folder).items()
+        ]
+        raise UserError(
+            f"no linear_grid*.json of these weights ({wanted}) in {folder}. There are: "
+            f"{', '.join(there) or 'none'}. Run linear.py --grid, or give --timestep and "
+            "--blockname"
+        )
+    return found
+
+
+def _grids_in(folder: Path) -> dict[Path, dict]:
+    """Those of trained networks that have a headline, in the order of their names."""
+    records = {path: read_json(path) for path in sorted(folder.glob("linear_grid*.json"))}
+    return {
+        path: record
+        for path, record in records.items()
+        if record["baseline"] is None and record["headline"] is not None
+    }
+
+
+def _weights(record: Mapping) -> str:
+    return record["fingerprint"].rpartition("-")[0]  # the rest is the precision of the forwards
