@@ -1,7 +1,9 @@
 """The DDPM process in the coordinate sigma."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import nn
 
 from config.schema import DDPMDiffusion
@@ -63,6 +65,21 @@ def test_training_sigma_takes_every_timestep_equally_often():
     t = denoiser.t(denoiser.training_sigma(u)).round().long()
     assert torch.equal(torch.bincount(t, minlength=1001)[1:], torch.full((1000,), 5))
     assert denoiser.training_sigma(torch.tensor([1.0])) == denoiser.sigmas[-1]
+
+
+@pytest.mark.parametrize(("p_mean", "p_std"), [(-1.2, 1.2), (0.5, 2.0)])
+def test_lognormal_noise_has_the_quantiles_of_the_normal_within_the_schedule(p_mean, p_std):
+    diffusion = DDPMDiffusion(time="lognormal", p_mean=p_mean, p_std=p_std)
+    process = DDPM(torch.nn.Linear(1, 1), diffusion)
+    u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    log_sigma = process.training_sigma(u).log().numpy()
+    ends = process.sigmas[[0, -1]].double().log().numpy()
+    expected = norm.ppf(u.numpy(), p_mean, p_std)
+    assert (expected < ends[0]).any()  # so that both ends of the schedule are reached
+    assert (expected > ends[1]).any() == (p_std == 2)
+    np.testing.assert_allclose(log_sigma, expected.clip(*ends), atol=1e-5)
+    extremes = process.training_sigma(torch.tensor([0.0, 1.0]))
+    assert process.sigmas[0] <= extremes[0] < extremes[1] <= process.sigmas[-1]
 
 
 def test_optimal_network_gives_the_optimal_denoiser():

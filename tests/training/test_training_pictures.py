@@ -3,6 +3,7 @@
 import csv
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -66,24 +67,56 @@ def test_smoothing_keeps_a_level_and_takes_out_noise():
     assert np.std(pictures.smoothed(list(noise))) < 0.3
 
 
-def test_curves_show_every_loss_there_is(model, tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(pictures, "loss_curve", lambda *args: drawn.update(curve=args))
-    monkeypatch.setattr(pictures, "loss_by_bucket", lambda *args: drawn.update(buckets=args))
-    by_t = [0.5, None, *[1.0] * 8]
-    lines = [
-        {"kind": "train", "step": 5, "loss": 0.5, "loss_by_t": by_t},
-        {"kind": "test", "step": 5, "loss": 0.4},
-        {"kind": "train", "step": 9, "loss": None, "loss_by_t": [None] * 10},
-        {"kind": "train", "step": 10, "loss": 0.3, "loss_by_t": by_t},
-    ]
-    pictures.draw_losses(tmp_path, model, lines)
-    _, steps, raw, _, test, title = drawn["curve"]
-    assert (steps, raw, test) == ([5, 10], [0.5, 0.3], {5: 0.4})
-    assert title == "digits: loss up to epoch 4"
-    _, steps, parts, _ = drawn["buckets"]
-    assert steps == [5, 10]
-    np.testing.assert_array_equal(list(parts.values())[:2], [[0.5, 0.5], [np.nan, np.nan]])
+def line(step: int, loss: float | None, first_part: float | None = 0.5) -> dict:
+    """Of the training log."""
+    return {
+        "kind": "train", "step": step, "loss": loss, "loss_by_t": [first_part, None, *[1.0] * 8],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def curves(model, tmp_path):
+    """Draws lines of a log; returns the pixels of loss_curve and loss_by_timestep_bucket."""
+
+    def draw(*lines) -> tuple[np.ndarray, np.ndarray]:
+        pictures.draw_losses(tmp_path, model, list(lines))
+        names = ("loss_curve.png", "loss_by_timestep_bucket.png")
+        return tuple(np.array(Image.open(tmp_path / name).convert("RGB")) for name in names)
+
+    return draw
+
+
+def pixels_of(colour: tuple[float, ...], image: np.ndarray) -> int:
+    distance = np.abs(image - 255 * np.array(colour[:3])).max(axis=-1)
+    return int((distance < 12).sum())
+
+
+def test_curves_show_every_loss_and_leave_out_what_has_none(curves):
+    test = {"kind": "test", "step": 5, "loss": 0.4}
+    whole = line(5, 0.5), test, line(10, 0.3)
+    curve, parts = curves(*whole)
+    with_gap = curves(*whole[:2], line(9, None, None), whole[2])
+    assert np.array_equal(with_gap[0], curve)
+    assert np.array_equal(with_gap[1], parts)
+    other = curves(line(5, 0.5), test, line(10, 0.2, 0.7))
+    assert not np.array_equal(other[0], curve)
+    assert not np.array_equal(other[1], parts)
+
+
+def test_a_test_loss_is_a_point_of_its_own(curves):
+    orange = matplotlib.colormaps["tab10"].colors[1]
+    train = line(5, 0.5), line(10, 0.3), line(15, 0.3)
+    points = [{"kind": "test", "step": step, "loss": 0.4} for step in (5, 10, 15)]
+    in_legend, one, three = (pixels_of(orange, curves(*train, *points[:n])[0]) for n in (0, 1, 3))
+    assert in_legend > 20
+    assert one - in_legend == pytest.approx(in_legend, rel=0.3)
+    assert three - in_legend == pytest.approx(3 * in_legend, rel=0.3)
+
+
+def test_a_noise_level_without_images_has_no_curve(curves):
+    _, parts = curves(line(5, 0.5), line(10, 0.3))
+    first, second = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, 10))[:2]
+    assert pixels_of(first, parts) > 5 * pixels_of(second, parts)  # which is in the legend alone
 
 
 def test_pictures_of_a_class_conditional_run(model, tmp_path):
