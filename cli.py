@@ -6,7 +6,8 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,12 +22,9 @@ from model.samplers import SAMPLERS, SPACINGS
 from sampling import SamplerSettings, sampler_settings
 from support import distributed
 from support.errors import Stopped, UserError
+from support.streams import lasting_output
 from utils import setup_logging
 
-ALWAYS_EXCLUDED = (
-    ("config", ("dataset",), "either names a config"),
-    ("ckpt", ("epoch",), "either names the checkpoint"),
-)
 OUT_OF_MEMORY = (
     "the GPU ran out of memory: lower batch_size (--set batch_size=..., --batch_size in "
     "sampling and probing), add --use_amp, or use --device cpu"
@@ -45,11 +43,16 @@ def job(main):
     """Decorates a job's `main(argv=None)`: a UserError ends it with its message and exit code 2.
 
     Of several processes only rank 0 prints. What ends all of them is said once; any other
-    exception ends its process with a traceback, whereupon torchrun ends the others.
+    exception ends its process with a traceback, whereupon torchrun ends the others. Nobody has to
+    read what a job prints: see `support.streams`.
     """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None):
+        with lasting_output():
+            return ended(argv)
+
+    def ended(argv: list[str] | None):
         distributed.start()
         setup_logging()
         try:
@@ -83,37 +86,62 @@ def only_main_prints():
         yield
 
 
+@dataclass(frozen=True)
+class Exclusion:
+    """An option that forbids others beside it, and why."""
+
+    option: str
+    others: tuple[str, ...]
+    why: str
+    when: str | None = None  # the one value of `option` that forbids them; None: any
+
+
+ALWAYS_EXCLUDED = (
+    Exclusion("config", ("dataset",), "either names a config"),
+    Exclusion("ckpt", ("epoch",), "either names the checkpoint"),
+)
+
+
 class JobParser(argparse.ArgumentParser):
-    """Raises UserError for options that are given together and exclude each other.
+    """An argument parser whose every complaint is a UserError."""
 
-    excludes: rows of an option ("grid") or one with its value ("backbone wrn"), the options that
-    cannot stand beside it, and why.
-    """
-
-    def __init__(self, description: str, excludes: Collection[tuple[str, Collection[str], str]]):
+    def __init__(self, description: str, excludes: Collection[Exclusion]):
         super().__init__(description=description, formatter_class=HelpFormatter)
         self.excludes = excludes
 
     def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
-        args = super().parse_args(args, namespace)
-        given = {k: v for k, v in vars(args).items() if v != self.get_default(k)}
-        for one, others, why in self.excludes:
-            option, _, value = one.partition(" ")
-            if option in given and value in ("", given[option]):
-                for other in others:
-                    if other in given:
-                        raise UserError(f"--{one} and --{other} exclude each other: {why}")
-        return args
+        """The arguments. Raises UserError for options that are given and exclude each other.
+
+        An option is given if it was typed, also with the value of its default.
+        """
+        namespace = super().parse_args(args, namespace)
+        nothing = argparse.Namespace(**dict.fromkeys(vars(namespace)))
+        typed = vars(super().parse_args(args, nothing))  # again, with None for every default
+        given = {name: value for name, value in typed.items() if value is not None}
+        for row in self.excludes:
+            if row.option not in given or row.when not in (None, given[row.option]):
+                continue
+            for other in row.others:
+                if other in given:
+                    option = " ".join(filter(None, (row.option, row.when)))
+                    raise UserError(f"--{option} and --{other} exclude each other: {row.why}")
+        return namespace
+
+    def error(self, message: str):
+        """Raises UserError."""
+        raise UserError(f"{message}; --help shows all arguments")
 
 
 def job_parser(
     description: str,
     checkpoint: bool = True,
-    excludes: Collection[tuple[str, Collection[str], str]] = (),
+    device: bool = True,
+    excludes: Collection[Exclusion] = (),
 ) -> argparse.ArgumentParser:
-    """A parser with the arguments that every job takes; `excludes` as in `JobParser`.
+    """A parser with the arguments that every job takes.
 
-    `checkpoint` adds --epoch and --ckpt: the job reads a trained model.
+    checkpoint: the job reads a trained model, and takes --epoch and --ckpt.
+    device: the job computes with a network, and takes --device and --use_amp.
     """
     parser = JobParser(description, (*ALWAYS_EXCLUDED, *excludes))
     parser.add_argument(
@@ -124,8 +152,9 @@ def job_parser(
     )
     if checkpoint:
         parser.add_argument(
-            "--epoch", type=int, default=-1, help="which model_<epoch>.pth; -1 is the newest"
-        )
+            "--epoch", type=int_from(-1), default=-1,
+            help="which model_<epoch>.pth; -1 is the newest",
+        )  # fmt: skip
         parser.add_argument(
             "--ckpt", "--checkpoint", metavar="PATH",
             help="a checkpoint, instead of --epoch, or what export.py wrote: a folder, a "
@@ -140,8 +169,9 @@ def job_parser(
     parser.add_argument(
         "--skip_bad_images", action="store_true", help="leave out images that cannot be read"
     )
-    parser.add_argument("--device", help="cuda, mps or cpu; default: cuda, else mps, else cpu")
-    parser.add_argument("--use_amp", action="store_true", help="mixed precision (bf16 or fp16)")
+    if device:
+        parser.add_argument("--device", help="cuda, mps or cpu; default: cuda, else mps, else cpu")
+        parser.add_argument("--use_amp", action="store_true", help="mixed precision (bf16 or fp16)")
     parser.add_argument("--seed", type=int, help="overrides the config's seed")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -179,6 +209,21 @@ def one_process(name: str) -> None:
     """Raises UserError under torchrun."""
     if distributed.world_size() > 1:
         raise UserError(f"{name} is one process: start it with python, not torchrun")
+
+
+def int_from(least: int) -> Callable[[str], int]:
+    """The argument type of a whole number that is at least `least`."""
+
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}': expected a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number}: give at least {least}")
+        return number
+
+    return whole_number
 
 
 def int_list(text: str) -> list[int]:

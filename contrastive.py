@@ -9,6 +9,7 @@ import torch
 
 from checkpoint import TrainedModel, saved_epochs, versions
 from cli import (
+    Exclusion,
     add_output_dir,
     at_least,
     job,
@@ -28,7 +29,7 @@ from support.files import write_json
 from utils import log, permutation, pick_device
 
 EXCLUDES = tuple(
-    (one, ("epoch_interval",), f"--{one} is one checkpoint") for one in ("epoch", "ckpt")
+    Exclusion(one, ("epoch_interval",), f"--{one} is one checkpoint") for one in ("epoch", "ckpt")
 )
 
 
@@ -132,11 +133,11 @@ def main(argv: list[str] | None = None) -> int:
         row, blocks = measured(args, model, images, path, device)
         rows.append(row)
     title = f"{images.name} {images.split}, {len(images):,} images, t={row['t']}"
+    if distributed.is_main():
+        figure(path.with_suffix(".png"), rows, blocks, f"features on the unit sphere: {title}")
     print(title)
     for metric in METRICS:
         print(f"\n{LABELS[metric]}\n{table(rows, metric, blocks)}")
-    if distributed.is_main():
-        figure(path.with_suffix(".png"), rows, blocks, f"features on the unit sphere: {title}")
     print(f"\nwrote {path} and {path.with_suffix('.png')}")
     return 0
 

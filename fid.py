@@ -14,6 +14,7 @@ import torch
 
 from checkpoint import TrainedModel
 from cli import (
+    Exclusion,
     add_sampler_arguments,
     at_least,
     chosen_sampler,
@@ -48,7 +49,7 @@ from support.errors import UserError
 from support.files import write_json
 from utils import log, pick_device
 
-EXCLUDES = (("samples", ("n", "epoch", "input_scale"), "the images are there already"),)
+EXCLUDES = (Exclusion("samples", ("n", "epoch", "input_scale"), "the images are there already"),)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -122,7 +123,7 @@ def draw(
     model: TrainedModel, settings: SamplerSettings, n: int, batch_size: int, use_amp: bool
 ) -> np.ndarray:
     """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
-    network, mine = model.config.network, list(distributed.share(n))
+    network, mine = model.config.network, distributed.share(n)
     drawn = sample_in_batches(
         model.denoiser, settings, mine, model.config.seed, network.image_shape, use_amp, batch_size
     )

@@ -14,6 +14,7 @@ import torch
 
 from checkpoint import TrainedModel, untrained, versions
 from cli import (
+    Exclusion,
     add_output_dir,
     job,
     job_parser,
@@ -40,7 +41,7 @@ from support import distributed
 from support.files import short_hash, write_json
 from utils import pick_device
 
-EXCLUDES = (("scratch", ("epoch", "input_scale"), "no checkpoint is fine-tuned"),)
+EXCLUDES = (Exclusion("scratch", ("epoch", "input_scale"), "no checkpoint is fine-tuned"),)
 ARCHITECTURE = ("model_type", "net_type", "diffusion", "network", "flip")  # and how it is fed
 
 
@@ -131,7 +132,7 @@ def write_result(folder: Path, stem: str, record: dict) -> None:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    recipe = RECIPE.changed_by(args)
+    recipe = RECIPE.changed_by(vars(args))
     device = pick_device(args.device)
     model = load_start(args, device)
     config = model.config

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from checkpoint import untrained, versions
 from cli import (
+    Exclusion,
     add_output_dir,
     at_least,
     int_list,
@@ -30,17 +31,17 @@ from support import distributed
 from support.errors import UserError
 from utils import log, pick_device
 
-EXCLUDES = (  # see cli.JobParser
-    ("grid", ("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
-    ("sigmas", ("timesteps", "timestep"), "the noise levels are named in one way"),
-    ("timesteps", ("timestep",), "the noise levels are named in one way"),
-    ("blocks", ("blockname",), "the blocks are named in one way"),
-    (
+EXCLUDES = (
+    Exclusion("grid", ("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
+    Exclusion("sigmas", ("timesteps", "timestep"), "the noise levels are named in one way"),
+    Exclusion("timesteps", ("timestep",), "the noise levels are named in one way"),
+    Exclusion("blocks", ("blockname",), "the blocks are named in one way"),
+    Exclusion(
         "epochs", ("epoch", "ckpt", "baseline", "seeds", "save_features"),
         "--epochs reads the checkpoints in the config's save_dir, with one seed",
     ),
-    ("seeds", ("seed", "save_features"), "--seeds probes with several"),
-    ("baseline", ("epoch", "input_scale"), "no checkpoint is probed"),
+    Exclusion("seeds", ("seed", "save_features"), "--seeds probes with several"),
+    Exclusion("baseline", ("epoch", "input_scale"), "no checkpoint is probed"),
 )  # fmt: skip
 
 

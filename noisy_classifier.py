@@ -15,6 +15,7 @@ from torch import nn
 
 from checkpoint import versions
 from cli import (
+    Exclusion,
     add_output_dir,
     job,
     job_parser,
@@ -46,9 +47,10 @@ from support import distributed
 from support.files import short_hash
 from utils import pick_device
 
+FROM_SCRATCH = "it is trained from scratch"
 EXCLUDES = (
-    ("backbone wrn", ("ckpt", "epoch", "input_scale", "blockname"), "it is trained from scratch"),
-    ("backbone ddae", ("depth", "width"), "they are of wrn"),
+    Exclusion("backbone", ("ckpt", "epoch", "input_scale", "blockname"), FROM_SCRATCH, when="wrn"),
+    Exclusion("backbone", ("depth", "width"), "they are of wrn", when="ddae"),
 )
 
 
@@ -77,7 +79,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 @job
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    recipe = RECIPES[args.backbone].changed_by(args)
+    recipe = RECIPES[args.backbone].changed_by(vars(args))
     device = pick_device(args.device)
     model = load_model(args, device) if args.backbone == "ddae" else None
     config = with_process(pick_config(args) if model is None else model.config, args.mode)

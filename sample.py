@@ -2,12 +2,14 @@
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from checkpoint import TrainedModel, versions
 from cli import (
+    Exclusion,
     add_sampler_arguments,
     at_least,
     chosen_sampler,
@@ -19,7 +21,13 @@ from cli import (
 from datasets import to_uint8
 from evaluation.samples.grids import load_png, save_image_grid, save_png
 from evaluation.samples.neighbours import save_neighbours
-from evaluation.samples.sample_sets import describe, earlier_set, finish, png
+from evaluation.samples.sample_sets import (
+    describe,
+    earlier_set,
+    finish,
+    missing_images,
+    png,
+)
 from evaluation.samples.trajectories import save_trajectory, slerp
 from sampling import SamplerSettings, default_samples_folder, labels_of, sample_in_batches, solve
 from support import distributed
@@ -27,8 +35,8 @@ from support.errors import UserError
 from support.files import write_json
 from utils import ImageNoise, log, peak_memory_bytes, pick_device
 
-EXCLUDES = (  # see cli.JobParser
-    ("interpolate", ("show_intermediate", "save_x0", "neighbours"), "it draws one strip"),
+EXCLUDES = (
+    Exclusion("interpolate", ("show_intermediate", "save_x0", "neighbours"), "it draws one strip"),
 )
 SHOWN = 8  # images of --show_intermediate, --save_x0 and --neighbours
 
@@ -59,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     more.add_argument("--interp_steps", type=int, default=10, help="images in it, with both ends")
     args = parser.parse_args(argv)
-    at_least(args, n=1, batch_size=1, interp_steps=2)
+    at_least(args, n=1, batch_size=1, interpolate=0, interp_steps=2)
     return args
 
 
@@ -76,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     description = describe(model, settings, args.use_amp)
     earlier = earlier_set(folder, description)
-    missing = [i for i in range(args.n) if not png(folder, i).exists()]
+    missing = missing_images(folder, args.n)
     distributed.barrier()  # every rank has looked before one can write
     seconds = draw(model, settings, missing, args, folder, description)
     description = earlier | description | {"n": max(args.n, earlier.get("n", 0))}
@@ -126,7 +134,7 @@ def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Pa
     print(f"wrote {path}")
 
 
-def draw(model, settings, missing: list[int], args, folder: Path, description: dict) -> float:
+def draw(model, settings, missing: Sequence[int], args, folder: Path, description: dict) -> float:
     """Draws the missing images; samples.json is there before the first. Returns the seconds.
 
     Several processes divide the images among them.
@@ -137,7 +145,8 @@ def draw(model, settings, missing: list[int], args, folder: Path, description: d
     if distributed.is_main():
         write_json(folder / "samples.json", {**description, "n": args.n})
     distributed.barrier()
-    mine = [missing[i] for i in distributed.share(len(missing))]
+    share = distributed.share(len(missing))
+    mine = missing[share.start : share.stop]
     started = time.monotonic()
     shape, seed = model.config.network.image_shape, model.config.seed
     for indices, images in sample_in_batches(

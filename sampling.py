@@ -102,7 +102,9 @@ def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
         raise UserError(f"--steps {settings.steps}, spacing {spacing}: {error}") from None
 
 
-def labels_of(denoiser: Denoiser, settings: SamplerSettings, indices: list[int]) -> Tensor | None:
+def labels_of(
+    denoiser: Denoiser, settings: SamplerSettings, indices: Sequence[int]
+) -> Tensor | None:
     """The classes of the images with these indices, (N,), or None without labels."""
     classes = classes_of(denoiser, settings)
     if classes is None:
@@ -170,7 +172,7 @@ def _watched(D: DenoiseFn, watch: Watcher) -> DenoiseFn:
 def sample(
     denoiser: Denoiser,
     settings: SamplerSettings,
-    indices: list[int],
+    indices: Sequence[int],
     seed: int,
     image_shape: tuple[int, int, int],
     use_amp: bool = False,
@@ -189,12 +191,12 @@ def sample(
 def sample_in_batches(
     denoiser: Denoiser,
     settings: SamplerSettings,
-    indices: list[int],
+    indices: Sequence[int],
     seed: int,
     image_shape: tuple[int, int, int],
     use_amp: bool,
     batch_size: int,
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Iterator[tuple[Sequence[int], Tensor]]:
     """(indices, images on the CPU), batch by batch, with a bar: see `sample`."""
     title = f"{settings.sampler}, {settings.steps} steps"
     with progress(total=len(indices), desc=title, shared=True, unit="image") as bar:

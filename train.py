@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ FREE_KEYS = {"n_epoch", "n_step", "sample_every", "save_every", "n_sample", "sav
 
 SHORTHANDS = {"epochs": "n_epoch", "batch_size": "batch_size", "lr": "lrate",
               "timesteps": "diffusion.n_T", "sample_every": "sample_every",
-              "save_every": "save_every", "output_dir": "save_dir"}  # fmt: skip
+              "save_every": "save_every"}  # fmt: skip
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -36,9 +37,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("shorthands, each the same as its --set")
     for name, key in SHORTHANDS.items():
         group.add_argument(f"--{name}", metavar="VALUE", help=f"--set {key}=VALUE")
+    group.add_argument("--output_dir", metavar="VALUE", help="--set save_dir=VALUE")
     args = parser.parse_args(argv)
     short = [(key, getattr(args, name)) for name, key in SHORTHANDS.items()]
     args.overrides += [f"{key}={value}" for key, value in short if value is not None]
+    if args.output_dir is not None:
+        args.overrides.append(f"save_dir={json.dumps(args.output_dir)}")  # text, whatever it holds
     return args
 
 

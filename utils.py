@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class ImageNoise:
     Successive draws for one index form one stream, whatever batch the image is in.
     """
 
-    def __init__(self, seed: int, indices: list[int], shape: tuple[int, ...], device):
+    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...], device):
         self.generators = [generator("cpu", seed, "image", i) for i in indices]
         self.shape, self.device = tuple(shape), device
 
@@ -77,6 +77,8 @@ def pick_device(name: str | None = None) -> torch.device:
         name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
+        if device.type not in ("cuda", "mps", "cpu") or (device.type != "cuda" and device.index):
+            raise UserError(f"--device {name}: give cuda, cuda:1 (the second GPU), mps or cpu")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -143,15 +145,15 @@ def redirect_to_bar():
 def progress(
     iterable: Iterable | None = None, desc: str | None = None, *, shared: bool = False, **options
 ) -> tqdm:
-    """A tqdm bar, which of several processes only rank 0 shows; `options` are tqdm's.
+    """A tqdm bar; `options` are tqdm's, but whether and how often it is shown is decided here.
 
+    Of several processes rank 0 shows it. On a terminal it moves; in a file, where nothing
+    overwrites the last state, a line is written twice a minute.
     `shared`: what it counts is this rank's share, and it is shown times the number of ranks.
-    In a file, where nothing overwrites the last state, it is written twice a minute.
     """
     if not sys.stderr.isatty():
-        options.setdefault("mininterval", 30)
-    if not distributed.is_main():
-        options["disable"] = True
+        options["mininterval"] = 30
+    options["disable"] = not distributed.is_main()
     if shared and distributed.world_size() > 1:
         options["unit_scale"] = distributed.world_size()
     return tqdm(iterable, desc, **options)

@@ -20,7 +20,7 @@ CURVE_POINTS = 500
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__, checkpoint=False)
+    parser = job_parser(__doc__, checkpoint=False, device=False)
     parser.add_argument("--num_images", "--n", type=int, default=6, help="rows of images")
     parser.add_argument(
         "--timesteps", type=int_list, metavar="T,T",

@@ -87,7 +87,7 @@ def embed(features: np.ndarray, seed: int) -> np.ndarray:
     from sklearn.manifold import TSNE  # slow to import: only for those who get here
 
     perplexity = min(30, (len(features) - 1) / 3)
-    tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed)
+    tsne = TSNE(init="pca", perplexity=perplexity, random_state=seed % 2**32)  # more is refused
     return tsne.fit_transform(np.array(features))
 
 

@@ -1,6 +1,7 @@
 """Reads a YAML experiment into a checked `Config`, and says in one line what is wrong with it."""
 
 import difflib
+import re
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,32 @@ from config.schema import FOREIGN_NETWORKS, PROCESSES, Config
 from support.errors import UserError
 
 __all__ = ["Config", "config_differences", "load_config", "parse_config"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, and a key stands once in its section."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' stands here a second time", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(  # YAML 1.1, which PyYAML reads, wants 1.0e-4
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+|\d+\.\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(text: str) -> object:
+    return yaml.load(text, _Loader)
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -25,8 +52,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = _read_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 99th of a month
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}
@@ -40,7 +67,7 @@ def parse_config(values: dict, overrides: list[str] = (), source: str = "config"
     for override in overrides:
         values = _with_override(values, override)
     name = values.get("model_type", next(iter(PROCESSES)))
-    if name not in PROCESSES:
+    if not isinstance(name, str) or name not in PROCESSES:
         raise UserError(f"{source}: model_type: no '{name}': there are {', '.join(PROCESSES)}")
     kind = FOREIGN_NETWORKS.get(str(values.get("net_type")), PROCESSES[name])
     try:
@@ -71,8 +98,8 @@ def _with_override(values: dict, override: str) -> dict:
     if not equals or not key:
         raise UserError(f"--set {override}: expected key=value, as in --set linear.timestep=21")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _read_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 99th of a month
         raise UserError(f"--set {override}: {' '.join(str(error).split())}") from None
     *sections, last = key.split(".")
     values = dict(values)

@@ -4,9 +4,10 @@ The keys are those of the reference implementation (FutureXiang/ddae), so its fi
 are. An unknown key is an error (`extra="forbid"`); `config.load_config` words it for people.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
+    AllowInfNan,
     BaseModel,
     ConfigDict,
     Field,
@@ -14,6 +15,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -23,7 +25,24 @@ NORM_GROUPS = 32  # groups of every norm inside a residual or attention block
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(),
+        allow_inf_nan=False, coerce_numbers_to_str=True,
+    )  # fmt: skip
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value, info: ValidationInfo):
+        """Python takes True for 1; somebody who writes `n_epoch: yes` does not mean 1."""
+        parts = value if isinstance(value, list | tuple) else [value]
+        annotation = cls.model_fields[info.field_name].annotation
+        if any(isinstance(part, bool) for part in parts) and not _takes_bool(annotation):
+            raise ValueError(f"expected a value, found {value} (YAML reads yes and no so)")
+        return value
+
+
+def _takes_bool(annotation) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
 
 
 class Diffusion(Section):
@@ -64,7 +83,7 @@ class EDMDiffusion(Diffusion):
     sigma_max: PositiveFloat = 80.0
     rho: PositiveFloat = 7.0
     S_min: NonNegativeFloat = 0.0  # churn only where S_min <= sigma <= S_max
-    S_max: NonNegativeFloat | None = None  # None: no bound
+    S_max: Annotated[NonNegativeFloat, AllowInfNan(True)] | None = None  # None: no bound
     S_noise: PositiveFloat = 1.0
 
     @model_validator(mode="after")
@@ -179,7 +198,7 @@ class Config(Section):
     cond_drop_prob: float = Field(0.0, ge=0, lt=1)  # label dropout; above 0: class-conditional
     flip: bool = True
     ema: float = Field(0.9999, ge=0, lt=1)
-    grad_clip: PositiveFloat = 1.0
+    grad_clip: Annotated[PositiveFloat, AllowInfNan(True)] = 1.0
     optim: Literal["Adam", "AdamW", "SGD"] = "Adam"
     optim_args: dict[str, Any] = {}
     seed: NonNegativeInt = 0

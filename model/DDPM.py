@@ -79,6 +79,7 @@ class DDPM(Denoiser):
     def __init__(self, net: nn.Module, diffusion: DDPMDiffusion):
         super().__init__(net)
         self.n_T = diffusion.n_T
+        self.default_steps = min(self.default_steps, self.n_T)  # spacing by timesteps takes no more
         self.diffusion = diffusion
         self._c_skip, self._c_out = OBJECTIVES[diffusion.objective]
         abar = SCHEDULES[diffusion.schedule](diffusion)

@@ -24,7 +24,7 @@ class Denoiser(nn.Module, ABC):
     """
 
     default_sampler: ClassVar[str]  # of sample.py, by its name in model/samplers.py
-    default_steps: ClassVar[int]
+    default_steps: int
     default_spacing: ClassVar[str]  # of the sampler's noise levels, by its name there
     probe_timesteps: ClassVar[tuple[int, ...]]  # the grid of the linear probe
 

@@ -206,7 +206,7 @@ def score(
     sigmas = process.sigma(torch.tensor(timesteps, device=device))
     correct = torch.zeros(len(timesteps), dtype=torch.int64, device=device)
     mine = [int(indices[i]) for i in distributed.share(len(indices))]
-    with progress(total=len(mine), desc="scoring", shared=True, unit="image", disable=None) as bar:
+    with progress(total=len(mine), desc="scoring", shared=True, unit="image") as bar:
         for start in range(0, len(mine), batch_size):
             chosen = mine[start : start + batch_size]
             x0 = to_model_range(torch.from_numpy(test.images[chosen]).to(device))

@@ -1,8 +1,8 @@
 """Training a classifier on labels: batches, steps, what must survive a kill, what compares."""
 
-import argparse
+import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Recipe:
     def __post_init__(self):
         if min(self.epochs, self.batch_size) < 1:
             raise UserError("--epochs and --batch_size must be at least 1")
-        if self.lr <= 0 or self.weight_decay < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
             raise UserError("--lr must be more than 0, and --weight_decay not less")
         if not 0 <= self.warm_epochs < self.epochs:
             raise UserError(
@@ -47,10 +47,10 @@ class Recipe:
                 "up"
             )
 
-    def changed_by(self, args: argparse.Namespace) -> "Recipe":
-        """With the values that the command line gives. Raises UserError."""
-        given = {name: vars(args).get(name) for name in vars(self)}
-        return replace(self, **{k: v for k, v in given.items() if v is not None})
+    def changed_by(self, given: Mapping[str, object]) -> "Recipe":
+        """With those of its values that `given` holds; None: not given."""
+        changes = {name: given.get(name) for name in vars(self)}
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The rate of `step`, counted from 0 across epochs."""

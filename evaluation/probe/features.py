@@ -179,7 +179,7 @@ class Extractor:
         parts: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
         start = time.perf_counter()
         title = f"features of {dataset.split}, t={t}"
-        with progress(total=len(mine), desc=title, shared=True, unit="image", disable=None) as bar:
+        with progress(total=len(mine), desc=title, shared=True, unit="image") as bar:
             for step, noise in enumerate(noises):
                 x0, _ = batches[step]
                 features = self.source.features(x0, t, noise.to(self.device), blocks)

@@ -60,9 +60,7 @@ def fit_paper(
     path = folder / f"linear_state_{short_hash(settings)}.pth"
     first, last = _resume(path, bank, adam), recipe.n_epoch * batches.steps_per_epoch
     begun = time.monotonic()
-    steps = progress(
-        range(first, last), "heads", total=last, initial=first, unit="batch", disable=None
-    )
+    steps = progress(range(first, last), "heads", total=last, initial=first, unit="batch")
     with Resumable(path, checkpoint.save, save_every_s, "batch") as kept:
         for step in steps:
             x0, tags = batches[step]

@@ -186,7 +186,7 @@ def probe_cached(
     y, y_test = _tensor(train.labels, on), _tensor(test.labels, on)
     n_classes = len(train.class_names)
     results = []
-    for cell in progress(cells, "cells", unit="cell", disable=None):
+    for cell in progress(cells, "cells", unit="cell"):
         x = torch.from_numpy(side_by_side(train_features, cell)).to(on)
         x_test = torch.from_numpy(side_by_side(test_features, cell)).to(on)
         validation = score(x[~held], y[~held], x[held], y[held], n_classes)

@@ -1,6 +1,7 @@
 """A folder of samples: pngs/<i>.png, grid.png, and samples.json, which says what made them."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -72,3 +73,14 @@ def earlier_set(folder: Path, description: dict) -> dict:
 
 def png(folder: Path, index: int) -> Path:
     return folder / "pngs" / f"{index}.png"
+
+
+def missing_images(folder: Path, n: int) -> Sequence[int]:
+    """The indices below n that have no PNG yet, ascending.
+
+    It is a range where all of them are at the end: n may be more than a list can hold.
+    """
+    there = {int(path.stem) for path in (folder / "pngs").glob("*.png") if path.stem.isdecimal()}
+    end = min(max(there, default=-1) + 1, n)
+    holes = [i for i in range(end) if i not in there]
+    return [*holes, *range(end, n)] if holes else range(end, n)

@@ -101,7 +101,7 @@ def test_what_the_ranks_draw_is_cut_from_what_one_process_draws(monkeypatch, tmp
 def test_only_rank_0_shows_bars(monkeypatch, capsys):
     list(progress(range(3), "shown", shared=True))
     as_rank(monkeypatch, 1, 2)
-    list(progress(range(3), "hidden", disable=None))
+    list(progress(range(3), "hidden"))
     as_rank(monkeypatch, 0, 2)
     list(progress(range(3), "of both", shared=True))
     shown = capsys.readouterr().err
