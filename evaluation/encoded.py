@@ -50,7 +50,7 @@ def encoded(dataset: Dataset, denoiser: Denoiser, folder: Path) -> Dataset:
 def _encode(dataset: Dataset, codec: Codec, device: torch.device, path: Path, title: str) -> None:
     images, out = dataset.images, None
     with replacing(path) as temporary:
-        for start in progress(range(0, len(images), VAE_BATCH), title, disable=None):
+        for start in progress(range(0, len(images), VAE_BATCH), title):
             pixels = torch.from_numpy(np.array(images[start : start + VAE_BATCH]))
             x0 = codec.encode(to_model_range(pixels.to(device))).half().cpu().numpy()
             if out is None:
