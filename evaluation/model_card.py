@@ -1,0 +1,199 @@
+"""The model card of released weights: README.md as the Hugging Face Hub shows it."""
+
+import shutil
+from pathlib import Path
+
+from checkpoint import TrainedModel, versions
+from evaluation.tables import with_interval
+from support.files import load_json, replacing
+
+HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
+    "cifar10": ("uoft-cs/cifar10", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+    "cifar100": ("uoft-cs/cifar100", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+    "mnist": ("ylecun/mnist", "http://yann.lecun.com/exdb/mnist/"),
+    "fashion_mnist": (
+        "zalando-datasets/fashion_mnist", "https://github.com/zalandoresearch/fashion-mnist",
+    ),
+    "tiny_imagenet": ("zh-plus/tiny-imagenet", "https://www.image-net.org/download.php"),
+}  # fmt: skip
+PROBE = {  # what is read of a grid's record, and its form
+    "baseline": str | None, "fingerprint": str, "protocol": str, "cells": list,
+    "headline": {
+        "t": int | float, "block": str, "test_accuracy": float, "test_interval": [float],
+    },
+}  # fmt: skip
+RECIPE = ("batch_size", "accumulate", "optim", "lrate", "warm_epoch", "warm_step", "lr_decay",
+          "ema", "grad_clip", "flip", "cond_drop_prob", "seed")  # fmt: skip
+
+
+def write_card(
+    folder: Path, model: TrainedModel, released: dict, results: Path
+) -> tuple[list[Path], list[str]]:
+    """Writes <folder>/README.md and, where there is one, samples.png, of what lies in `results`.
+
+    released: what config.json holds. Returns the paths and the probes that were found.
+    """
+    known = {released["fingerprint"], released["rounded_fingerprint"]}
+    rows, protocols = probe_rows(results, known)
+    paths = [folder / "README.md"]
+    picture = samples_of(results, known)
+    if picture is not None:
+        paths.append(folder / "samples.png")
+        with replacing(paths[1]) as temporary:
+            shutil.copyfile(picture, temporary)
+    parts = [
+        _front_matter(released), _what(model, released), _use(folder.name, released),
+        _recipe(released), _probes(rows), _limits(model, released),
+        _licence(model.config.dataset), _files(released),
+    ]  # fmt: skip
+    if picture is not None:
+        parts.insert(5, "## Samples\n\n![samples of the EMA weights](samples.png)")
+    with replacing(paths[0]) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return paths, protocols
+
+
+def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], list[str]]:
+    """A row for each grid in `results` of a model with one of these fingerprints, beside it the
+    same cell of an untrained network and the pixels; and the protocols of the grids."""
+    found = [(path, load_json(path, PROBE)) for path in sorted(results.glob("linear_grid*.json"))]
+    records = [(path, record) for path, record in found if record is not None]
+    rows, protocols = [], []
+    for path, record in records:
+        if record["baseline"] or record["fingerprint"].rpartition("-")[0] not in fingerprints:
+            continue
+        best = record["headline"]
+        others = {
+            name: load_json(path.with_name(f"{path.stem}_{name}.json"), PROBE)
+            for name in ("random", "pixels")
+        }
+        untrained = _accuracy_at(others["random"], best["t"], best["block"])
+        gain = None if untrained is None else best["test_accuracy"] - untrained
+        pixels = others["pixels"] and others["pixels"]["headline"]["test_accuracy"]
+        accuracy = with_interval(best["test_accuracy"], best["test_interval"])
+        cell = f"{best['block']} at t = {best['t']}"
+        rows.append([record["protocol"], cell, accuracy, *map(_percent, (untrained, gain, pixels))])
+        protocols.append(record["protocol"])
+    return rows, protocols
+
+
+def samples_of(results: Path, fingerprints: set[str]) -> Path | None:
+    """The newest grid of samples in `results`, or a folder in it, of one of these weights."""
+    grids = []
+    for path in [*results.glob("samples.json"), *results.glob("*/samples.json")]:
+        record = load_json(path)
+        if record is not None and record.get("weights") in fingerprints:
+            names = (path.with_name("grid.png"), path.with_name("samples_grid.png"))
+            grids += [name for name in names if name.is_file()]
+    return max(grids, key=lambda grid: grid.stat().st_mtime, default=None)
+
+
+def _accuracy_at(record: dict | None, t: float, block: str) -> float | None:
+    for cell in record["cells"] if record else ():
+        if (cell["t"], cell["block"]) == (t, block):
+            return cell["test_accuracy"]
+    return None
+
+
+def _percent(part: float | None) -> str:
+    return "not measured" if part is None else f"{100 * part:.2f}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
+
+
+def _front_matter(released: dict) -> str:
+    name = released["config"]["dataset"]
+    lines = ["---", "license: mit", "library_name: pytorch"]
+    lines += ["pipeline_tag: unconditional-image-generation"]
+    if name in HUB_DATASETS:
+        lines += ["datasets:", f"- {HUB_DATASETS[name][0]}"]
+    tags = ["diffusion", released["config"]["model_type"].lower(), "self-supervised-learning"]
+    return "\n".join([*lines, "tags:", *(f"- {tag}" for tag in [*tags, "linear-probe"]), "---"])
+
+
+def _what(model: TrainedModel, released: dict) -> str:
+    config = model.config
+    parameters = sum(p.numel() for p in model.denoiser.parameters())
+    labels = "with labels" if config.cond_drop_prob else "without labels"
+    return (
+        f"# tiny-ddae: {config.model_type} on {config.dataset}, epoch {model.epoch}\n\n"
+        f"A denoising diffusion network of {parameters:,} parameters, trained {labels} on "
+        f"{config.dataset} ({'x'.join(map(str, config.network.image_shape))}). A linear classifier "
+        "reads the classes from the features of its decoder blocks, as in [Denoising Diffusion "
+        "Autoencoders are Unified Self-supervised Learners](https://arxiv.org/abs/2303.09769). "
+        f"These are the EMA weights as {released['dtype']}; they are loaded as float32."
+    )
+
+
+def _use(name: str, released: dict) -> str:
+    cell = released["config"]["linear"]
+    return f"""## Use
+
+In a clone of tiny-ddae:
+
+```bash
+python sample.py --ckpt {name} --n 16
+python linear.py --ckpt {name} --grid --protocol cached
+```
+
+```python
+from checkpoint import load_denoiser
+D = load_denoiser("{name}").denoiser
+x0 = D(x, sigma)                     # x: (N, C, H, W) = clean images in [-1, 1] + sigma * noise
+features = D.features(x0, {cell["timestep"]}, noise, ["{cell["blockname"]}"])
+```"""
+
+
+def _recipe(released: dict) -> str:
+    config = released["config"]
+    trained, made = released.get("versions", {}), versions()
+    rows = [["setting", "value"], ["epochs", f"{released['epoch'] + 1} of {config['n_epoch']}"]]
+    if "step" in released:
+        images = released["step"] * config["batch_size"] * config.get("accumulate", 1)
+        rows += [["optimizer steps", f"{released['step']:,}"], ["images seen", f"{images:,}"]]
+    rows += [[key, str(config[key])] for key in RECIPE if key in config]
+    rows += [["commit of the training", trained.get("tiny-ddae", "not recorded")]]
+    rows += [["commit of this export", made.get("tiny-ddae", "not known")]]
+    rows += [["libraries", ", ".join(f"{k} {v}" for k, v in trained.items() if k != "tiny-ddae")]]
+    return f"## Recipe\n\n{_table(rows)}\n\n`config.json` holds the whole configuration."
+
+
+def _probes(rows: list[list[str]]) -> str:
+    if not rows:
+        return "## Linear probe\n\nNot measured: no grid of these weights was there at the export."
+    header = ["protocol", "cell", "test accuracy in % (95 % interval)",
+              "untrained network, same cell", "gain", "raw pixels"]  # fmt: skip
+    return (
+        f"## Linear probe\n\n{_table([header, *rows])}\n\nThe cell is picked on images held out "
+        "of train, and its accuracy is that on test. Measured by `linear.py --grid` with the "
+        "protocol that stands in the row; figures of different protocols do not compare."
+    )
+
+
+def _limits(model: TrainedModel, released: dict) -> str:
+    lines = [
+        f"It knows {model.config.dataset} and nothing else; features of other images were not "
+        "measured.",
+        f"It is one run with one seed ({released['config']['seed']}).",
+        "Whether samples repeat training images was not tested here.",
+        "It is an object of study, not for decisions about people.",
+    ]
+    missing = released["config"]["n_epoch"] - released["epoch"] - 1
+    if missing > 0:
+        lines.insert(1, f"It was saved {missing} epochs before the end of its recipe.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _licence(dataset: str) -> str:
+    terms = f" ({HUB_DATASETS[dataset][1]})" if dataset in HUB_DATASETS else ""
+    return f"## Licence\n\nCode and weights: MIT. The dataset is under its own terms{terms}."
+
+
+def _files(released: dict) -> str:
+    return (
+        f"## Files\n\n`model.safetensors`: {released['bytes']:,} bytes, SHA-256 "
+        f"`{released['sha256']}`, which `config.json` holds too and every load checks."
+    )
