@@ -228,20 +228,10 @@ def int_from(least: int) -> Callable[[str], int]:
 
 def int_list(text: str) -> list[int]:
     """The argument type of 1,2,3."""
-    return _numbers(int, text)
-
-
-def float_list(text: str) -> list[float]:
-    """The argument type of 0.1,2,3."""
-    return _numbers(float, text)
-
-
-def _numbers(kind: type, text: str) -> list:
     try:
-        return [kind(part) for part in text.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise argparse.ArgumentTypeError(f"'{text}': expected {what}, as in 1,2,3") from None
+        raise argparse.ArgumentTypeError(f"'{text}': expected whole numbers, as in 1,2,3") from None
 
 
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint import TrainedModel
-from cli import add_output_dir, at_least, job, job_parser, load_dataset, load_model, results_folder
+from cli import (
+    Exclusion,
+    add_output_dir,
+    at_least,
+    job,
+    job_parser,
+    load_dataset,
+    load_model,
+    results_folder,
+)
 from evaluation.plots import scatter
 from evaluation.probe.features import Extractor, model_source
 from evaluation.probe.grid_files import best_cell
@@ -17,8 +26,8 @@ from support.files import save_array
 from utils import log, permutation, pick_device
 
 MIN_IMAGES = 10
-EXCLUDES = (  # see cli.JobParser
-    ("protocol", ("timestep", "blockname"), "it names the grid whose best cell is shown"),
+EXCLUDES = (
+    Exclusion("protocol", ("timestep", "blockname"), "it names the grid whose best cell is shown"),
 )
 
 
