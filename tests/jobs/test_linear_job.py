@@ -127,6 +127,48 @@ def test_seeds_of_a_grid(run, capsys):
     assert "±" in (folder / "linear_seeds_grid_ep1_cached.md").read_text()
 
 
+def test_features_side_by_side_are_those_of_the_single_cells(run, monkeypatch, capsys):
+    argv = ["--grid", "--protocol", "cached", "--timesteps", "1,21", "--blocks", "out_1,out_2"]
+    folder = run(linear, *argv)
+    alone = read(folder, "linear_grid_ep1_cached.json")
+    monkeypatch.setattr(Extractor, "_compute", None)  # these features are on the disk
+    argv[4:] = ["1,21,1+21", "--blocks", "out_1,out_2,out_1+out_2"]
+    run(linear, *argv)
+    both = read(folder, "linear_grid_ep1_cached.json")
+    assert both["headline"] == alone["headline"]
+    assert both["picked_on_test"] == alone["picked_on_test"]
+    combined = {(c["t"], c["block"]): c for c in both["cells"] if "parts" in c}
+    widths = {(c["t"], c["block"]): c["width"] for c in alone["cells"]}
+    assert combined["1+21", "out_2"]["width"] == 2 * widths[1, "out_2"]
+    assert combined["1+21", "out_1+out_2"]["width"] == sum(widths.values())
+    assert both["headline_combined"] == max(
+        combined.values(), key=lambda cell: cell["validation_accuracy"]
+    )
+    capsys.readouterr()
+
+    run(linear, "--protocol", "cached", "--timesteps", "1+21", "--blocks", "out_1+out_2")
+    single = read(folder, "linear_out_1+out_2_t1+21_ep1_cached.json")
+    assert single["headline"] is None
+    assert single["headline_combined"] == combined["1+21", "out_1+out_2"]
+    accuracy = 100 * single["headline_combined"]["test_accuracy"]
+    assert f"out_1+out_2 at t=1+21, {sum(widths.values())} wide: test {accuracy:.2f} %" in (
+        capsys.readouterr().out
+    )
+
+
+def test_all_blocks_of_an_untrained_network_over_seeds(run, capsys):
+    folder = run(
+        linear, "--protocol", "cached", "--blocks", "all", "--baseline", "random",
+        "--seeds", "0,5",
+    )  # fmt: skip
+    record = read(folder, "linear_seeds_all_t21_cached_random.json")
+    assert record["headline"] is None
+    (cell,) = record["cells"]
+    assert [block for _, block in cell["parts"]] == ["out_1", "out_2", "out_3", "out_4"]
+    assert record["headline_combined"] == cell
+    assert f"all at t=21, {cell['width']} wide: test " in capsys.readouterr().out
+
+
 def test_pixels_need_no_checkpoint(run, tiny_checkpoint):
     tiny_checkpoint.unlink()
     folder = run(linear, "--baseline", "pixels", "--protocol", "cached")
