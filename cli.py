@@ -136,12 +136,13 @@ def job_parser(
     description: str,
     checkpoint: bool = True,
     device: bool = True,
+    amp: bool = True,
     excludes: Collection[Exclusion] = (),
 ) -> argparse.ArgumentParser:
     """A parser with the arguments that every job takes.
 
     checkpoint: the job reads a trained model, and takes --epoch and --ckpt.
-    device: the job computes with a network, and takes --device and --use_amp.
+    device: the job computes with a network, and takes --device and, with `amp`, --use_amp.
     """
     parser = JobParser(description, (*ALWAYS_EXCLUDED, *excludes))
     parser.add_argument(
@@ -171,6 +172,7 @@ def job_parser(
     )
     if device:
         parser.add_argument("--device", help="cuda, mps or cpu; default: cuda, else mps, else cpu")
+    if device and amp:
         parser.add_argument("--use_amp", action="store_true", help="mixed precision (bf16 or fp16)")
     parser.add_argument("--seed", type=int, help="overrides the config's seed")
     parser.add_argument(

@@ -19,7 +19,7 @@ BATCHES = 4  # timed, after one to warm up
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
+    parser = job_parser(__doc__.splitlines()[0], checkpoint=False, amp=False)
     parser.add_argument("--batch_size", type=int, default=64, help="of feature extraction")
     return parser.parse_args(argv)
 

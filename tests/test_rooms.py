@@ -1,4 +1,4 @@
-"""Imports run downwards: the map of rooms in CONTRIBUTING.md, held to by the syntax of each file."""
+"""Imports run downwards: the map of rooms in CONTRIBUTING.md, held to by each file's syntax."""
 
 import ast
 from pathlib import Path
