@@ -3,6 +3,7 @@
 import difflib
 import functools
 import hashlib
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,11 +17,15 @@ from torch.nn import functional as F
 from config import Config
 from config.schema import DiffusersNetwork, Network
 from readers import official
-from readers.image_files import list_files, read_images, subfolders
+from readers.image_files import first_of, list_folder, read_images
 from support.errors import UserError
 from utils import generator, log, permutation
 
 SPLITS = ("train", "test")
+NEAR_MISSES = {  # what the folder of a split is called elsewhere, in any case of letters
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation", "eval"),
+}
 AT_ONCE = 4096  # images of a memory map that are read together
 GPU_FRACTION = 0.25  # an array stays on the GPU if it takes at most this part of its free memory
 
@@ -156,6 +161,10 @@ def _class_folders(name: str, data_dir: Path) -> Path | None:
     for root in candidates:
         if any((root / split).is_dir() for split in SPLITS):
             return root
+    for root in candidates:
+        for split in SPLITS:
+            if hint := _near_miss(root, split):
+                raise UserError(f"{root / split}: no such folder: {hint}")
     if any_files:
         raise UserError(
             f"{data_dir}: no class folders: put images at {data_dir / name}/train/<class>/ and "
@@ -167,13 +176,21 @@ def _class_folders(name: str, data_dir: Path) -> Path | None:
 def _read_class_folders(root: Path, split: str, shape, skip_bad_images: bool):
     """-> images, labels, class_names of `root/<split>/<class>/*`; classes in alphabetical order."""
     class_names = _class_names(root)
+    beside = list_folder(root / split)
+    left_out = [*(os.path.basename(file.path) for file in beside.files), *beside.special]
     files, labels = [], []
     for label, class_name in enumerate(class_names):
-        found = list_files(root / split / class_name)
-        if not found:
+        found = list_folder(root / split / class_name)
+        if not found.files:
             raise UserError(f"{root / split / class_name}: no images: fill or remove this class")
-        files += found
-        labels += [label] * len(found)
+        files += found.files
+        labels += [label] * len(found.files)
+        left_out += [f"{class_name}/{name}" for name in [*found.folders, *found.special]]
+    if left_out:
+        _note_once(
+            f"{root / split}: left out, because images are read as <class>/<file> only: "
+            f"{first_of(left_out)}"
+        )
     images, kept = read_images(root, split, files, shape, skip_bad_images)
     return images, np.array(labels, dtype=np.int64)[kept], class_names
 
@@ -183,9 +200,10 @@ def _class_names(root: Path) -> list[str]:
     names = {}
     for split in SPLITS:
         folder = root / split
-        names[split] = subfolders(folder) if folder.is_dir() else []
+        names[split] = list_folder(folder).folders if folder.is_dir() else []
         if not names[split]:
-            raise UserError(f"{folder}: no class folders: expected {folder}/<class>/<image files>")
+            expected = _near_miss(root, split) or f"expected {folder}/<class>/<image files>"
+            raise UserError(f"{folder}: no class folders: {expected}")
     for split, other in (SPLITS, SPLITS[::-1]):
         extra = sorted(set(names[split]) - set(names[other]))
         if extra:
@@ -194,6 +212,16 @@ def _class_names(root: Path) -> list[str]:
                 "train and test must have the same classes"
             )
     return names["train"]
+
+
+def _near_miss(root: Path, split: str) -> str | None:
+    """What to do if the folder of a split, which is not there, has another name."""
+    if (root / split).is_dir() or not root.is_dir():
+        return None
+    for name in list_folder(root).folders:
+        if name.lower() in NEAR_MISSES[split]:
+            return f"there is {root / name}: rename it to {split}"
+    return None
 
 
 # --- batches

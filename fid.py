@@ -34,7 +34,7 @@ from evaluation.fid.frechet import (
     score_name,
     statistics_path,
 )
-from evaluation.fid.image_sets import export_images, read_images
+from evaluation.fid.image_sets import export_images, read_images, score_file
 from evaluation.fid.inception import (
     N_FEATURES,
     WEIGHTS_SHA256,
@@ -68,6 +68,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kid", action="store_true", help="KID too (100 subsets of 1,000 images)")
     parser.add_argument(
         "--export_reference", metavar="DIR", help="write the training images as PNGs to DIR"
+    )
+    parser.add_argument(
+        "--output_dir", help="where the score goes (default: beside the samples, else save_dir)"
     )
     add_sampler_arguments(parser)
     args = parser.parse_args(argv)
@@ -108,15 +111,14 @@ def main(argv: list[str] | None = None) -> None:
             "checkpoint": str(model.path), "epoch": model.epoch, "model": model.fingerprint(),
             "input_scale": model.input_scale, "seed": config.seed, **asdict(settings),
         }  # fmt: skip
-        folder = Path(config.save_dir)
+        drawn = f"ep{model.epoch}_{settings.tag()}_n{args.n}"
+        path = Path(args.output_dir or config.save_dir) / f"fid_{drawn}.json"
     else:
         origin = {"samples": str(args.samples)}
-        folder = Path(args.samples).resolve().parent
+        path = score_file(args.samples, args.output_dir)
     warn(images, train)
     scores = score(images, train, inception, weights, args, config.seed)
-    write_scores(
-        {**scores, **origin, "seconds": time.perf_counter() - started}, folder / "fid.json"
-    )
+    write_scores({**scores, **origin, "seconds": time.perf_counter() - started}, path)
 
 
 def draw(

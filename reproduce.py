@@ -40,6 +40,8 @@ from utils import log, pick_device, setup_logging
 LONG_SECONDS = 3600  # what is expected to take longer is announced
 INTERRUPTED = {code for s in (signal.SIGINT, signal.SIGTERM) for code in (128 + s, -s)}
 MAY_BE_LEFT_OUT = ("fid",)  # needs weights that cannot always be had
+STEP = {"command": list, "seconds": int | float, "left_out": str | None}
+RECORD = {"weights": str | None, "steps": {str: STEP}}  # of reproduce.json
 SHORTENED_BY = {
     "train": "--set n_epoch=...",
     "grid": "--protocol cached",
@@ -131,7 +133,7 @@ def python(script: str) -> list[str]:
 def read_record(path: Path) -> dict:
     if not path.exists():
         return {"weights": None, "steps": {}}
-    return read_json(path)
+    return read_json(path, RECORD)
 
 
 def run(name: str, command: list[str], earlier: dict | None = None) -> dict:

@@ -27,6 +27,7 @@ from evaluation.samples.sample_sets import (
     finish,
     missing_images,
     png,
+    remove_damaged,
 )
 from evaluation.samples.trajectories import save_trajectory, slerp
 from sampling import SamplerSettings, default_samples_folder, labels_of, sample_in_batches, solve
@@ -84,6 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     description = describe(model, settings, args.use_amp)
     earlier = earlier_set(folder, description)
+    if distributed.is_main():
+        remove_damaged(folder, model.config.network.image_shape)
+    distributed.barrier()
     missing = missing_images(folder, args.n)
     distributed.barrier()  # every rank has looked before one can write
     seconds = draw(model, settings, missing, args, folder, description)

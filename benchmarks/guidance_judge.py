@@ -30,6 +30,9 @@ from utils import autocast, seed_everything
 DEPTH, WIDTH = 10, 2  # of the judge
 RECIPE = Recipe(epochs=5, batch_size=128, lr=0.1, warm_epochs=0.5, weight_decay=5e-4)
 SCORE_BATCH = 500  # images per forward; changes no answer
+SET = {  # what is read of samples.json
+    "guidance": int | float | None, "dataset": str, "n": int, "classes": list | None,
+}  # fmt: skip
 SHOWN = 6  # images of each class and set in the picture
 
 
@@ -93,7 +96,7 @@ def read_set(folder: Path, dataset: str) -> SampleSet:
     path = folder / "samples.json"
     if not path.exists():
         raise UserError(f"{path}: no such file; give folders that sample.py wrote")
-    record = read_json(path)
+    record = read_json(path, SET, "draw the set anew, in another folder")
     if record["guidance"] is None:
         raise UserError(
             f"{path}: of a network without labels; train one with --set cond_drop_prob=0.15"

@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     path = folder / "samplers.json"
     record = {
-        "rows": read_json(path)["rows"] if path.exists() else [],
+        "rows": read_json(path, {"rows": [dict]})["rows"] if path.exists() else [],
         "checkpoint": str(model.path), "input_scale": model.input_scale, "reference": reference,
         "versions": versions(), "config": model.config.model_dump(mode="json"),
     }  # fmt: skip

@@ -6,9 +6,15 @@ from datetime import date
 from pathlib import Path
 
 from checkpoint import TrainedModel, versions
+from evaluation.fid.image_sets import score_file
 from evaluation.probe.cells import CellResult
 from evaluation.probe.grid_files import best_cell, file_stem, gain_markdown
 from support.files import read_json, replacing
+
+FID_FORM = {
+    "name": str, "fid": int | float, "images": int,
+    "reference": {"images": int, "dataset": str, "split": str},
+}  # fmt: skip
 
 
 def write_report(model: TrainedModel, steps: dict[str, dict], protocol: str, samples: Path) -> Path:
@@ -86,7 +92,7 @@ def _baseline(grid: Path, protocol: str, baseline: str) -> Path:
 def _fid(samples: Path, step: dict) -> str:
     if step["left_out"]:
         return f"FID: left out. {step['left_out']}"
-    record = read_json(samples / "fid.json")
+    record = read_json(score_file(samples / "pngs"), FID_FORM)
     reference = record["reference"]
     return (
         f"{record['name']}: {record['fid']:.2f} ({record['images']:,} images against all "

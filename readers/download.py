@@ -1,4 +1,4 @@
-"""Downloads an official archive: from the first mirror that has it, resumably, checked by MD5."""
+"""Downloads an official file: from the first mirror that has it, resumably, checked by its hash."""
 
 import hashlib
 import http.client
@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from support.errors import UserError
+from support.files import remove_leftovers
 from utils import log, progress
 
 TIMEOUT_S = 30  # without a single byte
@@ -25,7 +26,8 @@ PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 class Archive:
     name: str  # of the file
     urls: tuple[str, ...]  # in the order in which they are tried
-    md5: str
+    digest: str  # in hexadecimal
+    algorithm: str = "md5"  # of hashlib
 
 
 class Unavailable(Exception):
@@ -49,7 +51,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for url in archive.urls:
             try:
-                _download(url, part, archive.md5)
+                _download(url, part, archive)
             except Unavailable as failure:
                 failures.append(f"{urlsplit(url).netloc}: {failure}")
                 if url != archive.urls[-1]:
@@ -73,6 +75,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
+        remove_leftovers(folder.parent, folder.name)
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as file:
                 for member in progress(file.infolist(), f"unpacking {archive.name}", unit="file"):
@@ -91,24 +94,24 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _check_original(path: Path, archive: Archive) -> None:
-    found = compute_md5(path)
-    if found != archive.md5:
+    found = compute_digest(path, archive.algorithm)
+    if found != archive.digest:
         raise UserError(
-            f"{path}: not the original file, or not all of it (MD5 {found}, not {archive.md5}): "
-            "remove it to download it again, or replace it"
+            f"{path}: not the original file, or not all of it ({archive.algorithm.upper()} "
+            f"{found}, not {archive.digest}): remove it to download it again, or replace it"
         )
 
 
-def compute_md5(path: Path) -> str:
-    """The MD5 of a file, in hex."""
-    digest = hashlib.md5(usedforsecurity=False)
+def compute_digest(path: Path, algorithm: str = "md5") -> str:
+    """The hash of a file, in hexadecimal; `algorithm` is one of hashlib, such as md5."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def _download(url: str, part: Path, md5: str) -> None:
+def _download(url: str, part: Path, archive: Archive) -> None:
     """Completes `part` from `url`. Raises Unavailable."""
     found_on_disk = _size(part) > 0
     while True:
@@ -119,11 +122,11 @@ def _download(url: str, part: Path, md5: str) -> None:
             if _size(part) <= before:
                 raise
             continue  # cut off, but it gave something: ask for the rest
-        if compute_md5(part) == md5:
+        if compute_digest(part, archive.algorithm) == archive.digest:
             return
         part.unlink()
         if not found_on_disk:
-            raise Unavailable("sent another file (its MD5 differs)")
+            raise Unavailable(f"sent another file (its {archive.algorithm.upper()} differs)")
         found_on_disk = False  # that beginning may have been of another file: once from zero
 
 

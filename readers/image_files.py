@@ -3,7 +3,8 @@
 import contextlib
 import hashlib
 import os
-import struct
+import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +23,12 @@ CACHE_VERSION = 1  # raise it when the same files would decode to other pixels
 FILES_PER_TASK = 64  # one task per file would cost more than decoding a small image
 MODES = {1: "L", 3: "RGB"}
 
-# What Pillow's readers were seen to raise on damaged files of fifteen formats.
-UNREADABLE = (
-    OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
+# What systems and their tools leave in folders; what is hidden (.DS_Store) is skipped anyway.
+LITTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r", "lost+found"}
+
+
+class UnreadableImage(Exception):
+    """A file is not an image, or a damaged one, or of unknown range; the message says why."""
 
 
 class ImageFile(NamedTuple):
@@ -35,25 +37,40 @@ class ImageFile(NamedTuple):
     mtime_ns: int
 
 
-def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in `folder`, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+class Listing(NamedTuple):
+    """What a folder holds, sorted, without what is hidden and what systems leave there."""
+
+    files: list[ImageFile]  # regular ones, and links that lead nowhere: decoding names them
+    folders: list[str]
+    special: list[str]  # pipes, sockets, devices: to open one may wait for ever
 
 
-def list_files(folder: Path) -> list[ImageFile]:
-    """Everything in `folder` that is not hidden, sorted by name."""
-    files = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            try:
-                stat = entry.stat()
-            except FileNotFoundError:  # a link to nothing: decoding names it as unreadable
-                stat = entry.stat(follow_symlinks=False)
-            files.append(ImageFile(entry.path, stat.st_size, stat.st_mtime_ns))
-    return sorted(files)
+def list_folder(folder: Path) -> Listing:
+    """Raises FileNotFoundError without it, UserError if it cannot be read."""
+    found = Listing([], [], [])
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.name.lower() not in LITTER:
+                    _sort_in(entry, found)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}): mend or remove it") from None
+    return Listing(*map(sorted, found))
+
+
+def _sort_in(entry: os.DirEntry, found: Listing) -> None:
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nothing, or one to itself
+        status = entry.stat(follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        found.folders.append(entry.name)
+    elif stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+        found.files.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
+    else:
+        found.special.append(entry.name)
 
 
 def read_images(
@@ -93,31 +110,55 @@ def decode(path: str, shape: Shape) -> np.ndarray:
 
     Upright by its EXIF orientation; transparent parts become white; the first frame of an
     animation; 16-bit grey is scaled to 8 bits. An image of the right size keeps its pixels.
-    Raises one of UNREADABLE.
+    Raises UnreadableImage.
     """
     channels, height, width = shape
-    with Image.open(path) as file:
-        image = _flatten(ImageOps.exif_transpose(file)).convert(MODES[channels])
+    with _opened(path) as file:
+        image = _in_8_bits(file, MODES[channels])
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as one of 8 bits without transparency."""
+def decode_at_own_size(path: str) -> tuple[np.ndarray, bool]:
+    """Reads one image in colour as `decode` does, but does not resize it: (3, H, W), uint8.
+
+    Also whether Pillow's plain conversion to RGB, which most tools use, gives the same pixels.
+    Raises UnreadableImage.
+    """
+    with _opened(path) as file:
+        pixels = np.asarray(_in_8_bits(file, "RGB"))
+        as_others = np.array_equal(pixels, np.asarray(file.convert("RGB")))
+    return pixels.transpose(2, 0, 1), as_others
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """Whatever a decoder raises about one file (damaged EXIF data: AttributeError, TypeError) is
+    this file's fault."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    except Exception as error:
+        raise UnreadableImage(_reason(error)) from error
+
+
+def _in_8_bits(file: Image.Image, mode: str) -> Image.Image:
+    """Upright, without transparency, in `mode`, "L" or "RGB"."""
+    image = ImageOps.exif_transpose(file)
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown: save it with 8 bits")
     if image.mode.startswith("I"):  # 16-bit grey; "I" in older versions of Pillow
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
             raise ValueError("32-bit pixels, whose range is unknown: save it with 8 bits")
-        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image
+        image = Image.alpha_composite(white, image)
+    return image.convert(mode)
 
 
 def _fingerprint(root: Path, files: list[ImageFile]) -> str:
@@ -136,8 +177,8 @@ def _decode_all(files: list[ImageFile], shape: Shape, title: str):
         for i in indices:
             try:
                 images[i] = decode(files[i].path, shape)
-            except UNREADABLE as error:
-                bad[i] = _reason(error)
+            except UnreadableImage as error:
+                bad[i] = str(error)
         return len(indices)
 
     tasks = [
@@ -164,12 +205,15 @@ def _reason(error: BaseException) -> str:
 
 
 def _describe(root: Path, name: str, bad: dict[int, str], files: list[ImageFile]) -> str:
-    first = [
-        f"{os.path.relpath(files[i].path, root)} ({reason})" for i, reason in list(bad.items())[:3]
-    ]
-    more = [f"and {len(bad) - 3} more"] if len(bad) > 3 else []
+    named = [f"{os.path.relpath(files[i].path, root)} ({reason})" for i, reason in bad.items()]
     count = f"{len(bad)} of {len(files)} files of {root.name}/{name} cannot be read"
-    return f"{root}: {count}: {', '.join(first + more)}"
+    return f"{root}: {count}: {first_of(named)}"
+
+
+def first_of(names: list[str]) -> str:
+    """The first three of `names`, and how many there are more."""
+    more = [f"and {len(names) - 3:,} more"] if len(names) > 3 else []
+    return ", ".join(names[:3] + more)
 
 
 def _load(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from readers.download import Archive, fetch, unpack
-from readers.image_files import ImageFile, list_files, read_images, subfolders
+from readers.image_files import ImageFile, list_folder, read_images
 from support.errors import UserError
 from support.files import replacing
 
@@ -76,7 +76,7 @@ def read_tiny_imagenet(data_dir: Path, split: str, skip_bad_images: bool) -> Spl
     if not root.is_dir():
         unpack(fetch(TINY_IMAGENET, data_dir), root)
     try:
-        ids = subfolders(root / "train")
+        ids = list_folder(root / "train").folders
         files, labels = _tiny_train(root, ids) if split == "train" else _tiny_val(root, ids)
         class_names = _words(root, ids)
     except FileNotFoundError as error:
@@ -134,7 +134,7 @@ def _gunzip(archive: Path, target: Path) -> None:
 def _tiny_train(root: Path, ids: list[str]) -> tuple[list[ImageFile], list[int]]:
     files, labels = [], []
     for label, wnid in enumerate(ids):
-        found = list_files(root / "train" / wnid / "images")
+        found = list_folder(root / "train" / wnid / "images").files
         files += found
         labels += [label] * len(found)
     return files, labels
@@ -143,7 +143,7 @@ def _tiny_train(root: Path, ids: list[str]) -> tuple[list[ImageFile], list[int]]
 def _tiny_val(root: Path, ids: list[str]) -> tuple[list[ImageFile], list[int]]:
     annotations = root / "val" / "val_annotations.txt"
     images = root / "val" / "images"
-    on_disk = {Path(file.path).name: file for file in list_files(images)}
+    on_disk = {Path(file.path).name: file for file in list_folder(images).files}
     label_of = {wnid: label for label, wnid in enumerate(ids)}
     files, labels = [], []
     for line in annotations.read_text(encoding="utf-8").splitlines():

@@ -2,17 +2,21 @@
 
 import contextlib
 import json
+import logging
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_helpers import random_pixels
+from PIL import Image
 
 import checkpoint
+import datasets
 from config import Config, parse_config
 from model.models import build_denoiser
-from utils import seed_everything
+from utils import log, seed_everything
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads would only wait for each other
 
@@ -97,6 +101,34 @@ def mistake(capsys):
         assert words in capsys.readouterr().err
 
     return ends_with
+
+
+# --- class folders, and what is said of them
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """cat and dog, three PNGs of 8x8 each in train and test."""
+    for split in ("train", "test"):
+        for name in ("dog", "cat"):
+            folder = tmp_path / "folder" / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(random_pixels()).save(folder / f"{i}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def messages(monkeypatch) -> list[str]:
+    """What is logged while the test runs."""
+    found = []
+    handler = logging.Handler()
+    handler.emit = lambda record: found.append(record.getMessage())
+    monkeypatch.setattr(log, "handlers", [handler])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    log.manager._clear_cache()
+    datasets._note_once.cache_clear()
+    return found
 
 
 # --- the numbers of the reference implementation (../shared/reference/README.md)

@@ -1,6 +1,5 @@
 """Class folders: exact pixels, the array kept beside them, and what bad input gets."""
 
-import logging
 import shutil
 from pathlib import Path
 
@@ -14,34 +13,8 @@ from config import parse_config
 from datasets import read_dataset
 from readers import image_files
 from support.errors import UserError
-from utils import log
 
 FOLDER = config_for("folder", (3, 8, 8), classes=2)
-
-
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    """cat and dog, three PNGs of 8x8 each in train and test."""
-    for split in ("train", "test"):
-        for name in ("dog", "cat"):
-            folder = tmp_path / "folder" / split / name
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.fromarray(random_pixels()).save(folder / f"{i}.png")
-    return tmp_path
-
-
-@pytest.fixture
-def messages(monkeypatch) -> list[str]:
-    """What is logged while the test runs."""
-    found = []
-    handler = logging.Handler()
-    handler.emit = lambda record: found.append(record.getMessage())
-    monkeypatch.setattr(log, "handlers", [handler])
-    monkeypatch.setattr(log, "level", logging.INFO)
-    log.manager._clear_cache()
-    datasets._note_once.cache_clear()
-    return found
 
 
 def stored(root: Path) -> list[str]:
@@ -199,6 +172,20 @@ def test_a_class_without_any_readable_image(tree):
         file.write_text("foreign")
     with pytest.raises(UserError, match="no readable image of class dog"):
         read_dataset(FOLDER, tree, "train", skip_bad_images=True)
+
+
+@pytest.mark.parametrize("change", ["shape", "bad", "json", "dtype"])
+def test_a_kept_array_that_does_not_fit_its_note_is_made_anew(tree, messages, change):
+    first = np.array(read_dataset(FOLDER, tree, "train").images)
+    (array,), (note,) = ((tree / "folder/.cache").glob(f"*.{end}") for end in ("npy", "json"))
+    if change == "shape":
+        np.save(array, first[:4])
+    elif change == "dtype":
+        np.save(array, first.astype(np.float32))
+    else:
+        note.write_text('{"bad": {"2": "gone"}}' if change == "bad" else '["bad"]')
+    assert np.array_equal(read_dataset(FOLDER, tree, "train").images, first)
+    assert "is damaged, or of something else, and is made anew" in messages[0]
 
 
 # --- folders, names, shapes and classes that do not fit

@@ -14,7 +14,12 @@ from evaluation.samples.grids import rows_by_class, save_image_grid
 from evaluation.samples.trajectories import Trajectory
 from model.denoiser import Denoiser
 from sampling import SamplerSettings, labels_of
+from support.files import has_form
 from training.loss_sums import BUCKETS
+
+NUMBER = int | float
+TRAINED = {"loss": NUMBER, "loss_by_t": [NUMBER | None]}  # in a line of metrics.jsonl
+TESTED = {"loss": NUMBER}
 
 
 def draw_pictures(
@@ -45,10 +50,14 @@ def draw_pictures(
 
 def draw_losses(folder: Path, model: TrainedModel, lines: list[dict]) -> None:
     """The two curves of `draw_pictures`. A line without a loss, all of its steps skipped, is left
-    out."""
+    out; so is one of another program's log."""
     kinds = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "test")}
-    train = [line for line in kinds["train"] if line["loss"] is not None]
-    test = {line["step"]: line["loss"] for line in kinds["test"]}
+    train = [line for line in kinds["train"] if has_form(line, TRAINED)]
+    test = {
+        line["step"]: line["loss"]
+        for line in kinds["test"]
+        if has_form(line, {"loss": int | float})
+    }
     steps = [line["step"] for line in train]
     name, until = model.config.dataset, f"up to epoch {model.epoch}"
     raw = [line["loss"] for line in train]

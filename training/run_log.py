@@ -7,48 +7,60 @@ from pathlib import Path
 import numpy as np
 
 from support import distributed
-from support.files import replacing
+from support.errors import UserError
+from support.files import has_form, replacing, writing
+from utils import log
+
+LINE = {"kind": str, "step": int}  # and what was measured
 
 
 class RunLog:
     """Appends to <save_dir>/metrics.jsonl and <save_dir>/tensorboard from step `start_step` on.
 
     Lines of steps past the start are dropped: they belong to work that was lost and is done again.
-    Of several processes rank 0 writes for all.
+    Damaged lines, as a power cut leaves them, are dropped with a note. Of several processes rank 0
+    writes for all. Raises UserError if the files cannot be written.
     """
 
     def __init__(self, save_dir: Path, start_step: int):
+        self.path = save_dir / "metrics.jsonl"
         self.writes = distributed.is_main()
         if not self.writes:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        save_dir.mkdir(parents=True, exist_ok=True)
-        self.path = save_dir / "metrics.jsonl"
-        kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= start_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(save_dir / "tensorboard"), purge_step=start_step + 1)
-
-    def _whole_lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one
+        kept = [line for line in self.lines() if line["step"] <= start_step]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(map(_as_text, kept)), encoding="utf-8")
+        with writing(self.path):
+            self.file = self.path.open("a", encoding="utf-8")
+            self.board = SummaryWriter(str(save_dir / "tensorboard"), purge_step=start_step + 1)
 
     def lines(self) -> list[dict]:
-        """Those of the whole run, also of before it was resumed; on rank 0 alone."""
-        return [json.loads(line) for line in self._whole_lines()]
+        """Those of the whole run, also of before it was resumed; on rank 0 alone.
+
+        A last one that a kill has cut is left out; so are damaged ones, with a note.
+        """
+        if not self.path.exists():
+            return []
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"{self.path}: could not be read ({error.strerror})") from None
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        found = [line for line in map(_parsed, whole) if line is not None]
+        if len(found) < len(whole):
+            log.warning("%s: %d damaged lines left out", self.path, len(whole) - len(found))
+        return found
 
     def write(self, kind: str, step: int, values: dict) -> None:
         """One line {"kind": kind, "step": step, **values}; numbers and lists also go to
         TensorBoard, as `kind/name`."""
         if not self.writes:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self.file.flush()
+        with writing(self.path):
+            self.file.write(_as_text({"kind": kind, "step": step, **values}))
+            self.file.flush()
         for name, value in flat(values).items():
             if isinstance(value, int | float):
                 self.board.add_scalar(f"{kind}/{name}", value, step)
@@ -75,8 +87,21 @@ class RunLog:
 
     def close(self) -> None:
         if self.writes:
-            self.file.close()
-            self.board.close()
+            with writing(self.path):
+                self.file.close()
+                self.board.close()
+
+
+def _as_text(line: dict) -> str:
+    return json.dumps(line) + "\n"
+
+
+def _parsed(text: str) -> dict | None:
+    try:
+        line = json.loads(text.strip("\0 "))  # zeros: where a power cut came before the data
+    except (ValueError, RecursionError):
+        return None
+    return line if has_form(line, LINE) else None
 
 
 def flat(values: dict) -> dict:

@@ -1,15 +1,17 @@
 """Sets of images as FID reads and writes them: a folder, or an .npz archive."""
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from readers.image_files import UNREADABLE
+from evaluation.samples.grids import save_png
+from readers.image_files import UnreadableImage, decode_at_own_size, list_folder
 from support.errors import UserError
-from utils import progress
+from support.files import DAMAGED, writing
+from utils import log, progress
 
 
 def read_images(path: str | Path) -> np.ndarray:
@@ -20,7 +22,7 @@ def read_images(path: str | Path) -> np.ndarray:
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path}: no such folder or .npz file of images")
     if path.suffix.lower() != ".npz":
         raise UserError(f"{path}: expected a folder of images or an .npz file")
@@ -30,35 +32,37 @@ def read_images(path: str | Path) -> np.ndarray:
 def _read_folder(folder: Path) -> np.ndarray:
     Image.init()
     readable = {end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in readable)
+    listing = list_folder(folder)
+    files = [file.path for file in listing.files if Path(file.path).suffix.lower() in readable]
     if not files:
-        folders = sorted(f"{folder / sub.name}" for sub in folder.iterdir() if sub.is_dir())
-        hint = f"; did you mean {folders[0]}?" if folders else ""
+        hint = f"; did you mean {folder / listing.folders[0]}?" if listing.folders else ""
         raise UserError(f"{folder}: no images here{hint}")
-    images = None
+    images, others_differ = None, 0
     for i, file in enumerate(progress(files, desc="reading", unit="image")):
-        image = _read_image(file)
+        try:
+            image, as_others = decode_at_own_size(file)
+        except UnreadableImage as error:
+            raise UserError(f"{file}: cannot be read as an image ({error}); remove it") from None
         if images is None:
             images = np.empty((len(files), *image.shape), np.uint8)
         if image.shape != images.shape[1:]:
             raise UserError(
-                f"{file}: {_size(image)}, but {files[0].name} is {_size(images[0])}: "
+                f"{file}: {_size(image)}, but {Path(files[0]).name} is {_size(images[0])}: "
                 "FID needs images of one size"
             )
         images[i] = image
-    return images.transpose(0, 3, 1, 2)
-
-
-def _read_image(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except UNREADABLE as error:
-        raise UserError(f"{file}: cannot be read as an image ({error}); remove it") from None
+        others_differ += not as_others
+    if others_differ:
+        log.warning(
+            f"{folder}: pytorch-fid would see other pixels in {others_differ:,} of {len(files):,} "
+            "images: here transparency becomes white, 16 bits become 8, and a photo is turned "
+            "upright, as in the datasets"
+        )
+    return images
 
 
 def _size(image: np.ndarray) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"
+    return f"{image.shape[1]}x{image.shape[2]}"
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -71,7 +75,7 @@ def _read_npz(path: Path) -> np.ndarray:
             images = arrays[name]
     except KeyError:
         raise UserError(f"{path}: expected images in arr_0; it holds {', '.join(names)}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: cannot be read as an .npz file ({error})") from None
     if images.dtype != np.uint8:
         raise UserError(f"{path}: {name} is {images.dtype}; expected uint8 images in 0..255")
@@ -92,10 +96,24 @@ def export_images(images: np.ndarray, folder: str | Path) -> None:
     Raises UserError if the folder holds anything, so that no two sets mix.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not an empty folder; name another, or delete it first")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: not an empty folder; name another, or delete it first")
+        folder.mkdir(parents=True, exist_ok=True)
     digits = len(str(len(images) - 1))
     for i, image in enumerate(progress(images, desc="writing", unit="image")):
-        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        Image.fromarray(pixels).save(folder / f"{i:0{digits}d}.png")
+        save_png(folder / f"{i:0{digits}d}.png", torch.tensor(image))
+
+
+def score_file(samples: str | Path, output_dir: str | Path | None = None) -> Path:
+    """Where the score of a set of images goes: fid_<name of the set>.json beside the set, or in
+    `output_dir`.
+
+    A set of sample.py, whose images are in pngs/, has the name of its folder after EMAgenerated_:
+    fid_ep59_ddim_steps100_eta0.0.json.
+    """
+    samples = Path(samples).resolve()
+    name = samples.stem if samples.is_file() else samples.name
+    if name == "pngs":
+        name = samples.parent.name.removeprefix("EMAgenerated_")
+    return Path(output_dir or samples.parent) / f"fid_{name}.json"

@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from support.files import replacing
+from support.errors import UserError
+from support.files import DAMAGED, replacing
 
 BETWEEN = 2  # pixels between the images of a grid
 WHITE = 255
@@ -22,9 +23,14 @@ def save_png(path: str | Path, image: Tensor) -> None:
 
 
 def load_png(path: str | Path) -> Tensor:
-    """The inverse of `save_png`."""
-    with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image))
+    """The inverse of `save_png`. Raises UserError if the file is not there or damaged."""
+    try:
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(np.array(image))
+    except DAMAGED as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); the call of sample.py that drew it draws it anew"
+        ) from None
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 

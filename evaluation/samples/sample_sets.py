@@ -10,7 +10,8 @@ from checkpoint import TrainedModel
 from evaluation.samples.grids import load_png, rows_by_class, save_image_grid
 from sampling import SamplerSettings, classes_of, labels_of
 from support.errors import UserError
-from support.files import read_json, write_json
+from support.files import read_json, remove_leftovers, write_json
+from utils import log
 
 GRID_IMAGES = 100  # at most so many in grid.png
 
@@ -56,7 +57,8 @@ def earlier_set(folder: Path, description: dict) -> dict:
                 "move them away, or choose another --output_dir"
             )
         return {}
-    earlier = read_json(path)
+    advice = "move the folder away, or choose another --output_dir"
+    earlier = read_json(path, {"n": int}, advice)
     differences = [
         f"  {key}: {value}, not {earlier.get(key)}"
         for key, value in description.items()
@@ -69,6 +71,28 @@ def earlier_set(folder: Path, description: dict) -> dict:
             + "\nmove them away, or choose another --output_dir"
         )
     return earlier
+
+
+def remove_damaged(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Removes, with a note, the images of a set that are truncated or not of `shape`, (C, H, W):
+    they are drawn anew. Also what killed calls left half-written."""
+    pngs = folder / "pngs"
+    if not pngs.is_dir():
+        return
+    remove_leftovers(pngs)
+    numbered = (path for path in pngs.glob("*.png") if path.stem.isdecimal())
+    damaged = [path for path in numbered if not _is_whole(path, shape)]
+    for path in damaged:
+        path.unlink()
+    if damaged:
+        log.warning("%s: %d images are damaged and are drawn anew", pngs, len(damaged))
+
+
+def _is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
+    try:
+        return tuple(load_png(path).shape) == tuple(shape)
+    except UserError:
+        return False
 
 
 def png(folder: Path, index: int) -> Path:

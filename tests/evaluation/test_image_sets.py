@@ -1,10 +1,13 @@
 """Sets of images that FID reads and writes: what comes back, and what bad input gets."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.fid.image_sets import export_images, read_images
+from evaluation.fid.image_sets import export_images, read_images, score_file
+from readers.image_files import decode
 from support.errors import UserError
 
 
@@ -86,3 +89,54 @@ def test_a_bad_set_is_explained(tmp_path, kind, message):
     with pytest.raises(UserError, match=message) as error:
         read_images(make_bad_set(tmp_path, kind))
     assert kind in str(error.value)
+
+
+def test_one_reader_for_samples_and_datasets(tmp_path, messages):
+    """16 bits, transparency and a turned photo; pytorch-fid would see them otherwise."""
+    rgba = pixels(8, 8, 4)
+    rgba[:4, :, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    Image.fromarray(np.full((8, 8), 257 * 90, np.uint16)).save(tmp_path / "b.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels(8, 8, 3)).save(tmp_path / "c.png", exif=exif)
+    Image.fromarray(pixels(8, 8, 3)).save(tmp_path / "d.png")
+    images = read_images(tmp_path)
+    assert (images[0, :, :4] == 255).all()
+    assert (images[1] == 90).all()
+    for image, name in zip(images, "abcd", strict=True):
+        np.testing.assert_array_equal(image, decode(str(tmp_path / f"{name}.png"), (3, 8, 8)))
+    (message,) = messages
+    assert "pytorch-fid would see other pixels in 3 of 4 images" in message
+
+
+def test_pixels_of_unknown_range_and_pipes_are_no_samples(tmp_path):
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: .*whose range is unknown"):
+        read_images(tmp_path)
+    (tmp_path / "a.tif").unlink()
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(UserError, match="no images here"):
+        read_images(tmp_path)
+    os.mkfifo(tmp_path / "b.npz")
+    with pytest.raises(UserError, match=r"no such folder or \.npz file"):
+        read_images(tmp_path / "b.npz")
+
+
+def test_images_go_where_they_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"not an empty folder|could not be written"):
+            export_images(pixels(2, 3, 8, 8), place)
+
+
+@pytest.mark.parametrize(("path", "name"), [
+    ("run/EMAgenerated_ep59_ddim_steps100_eta0.0/pngs", "fid_ep59_ddim_steps100_eta0.0.json"),
+    ("run/mine/pngs", "fid_mine.json"), ("run/v1.5", "fid_v1.5.json"), ("a.npz", "fid_a.json"),
+])  # fmt: skip
+def test_the_score_of_a_set_has_its_name(tmp_path, path, name):
+    path = tmp_path / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch() if path.suffix == ".npz" else path.mkdir()
+    assert score_file(path) == path.parent / name
+    assert score_file(path, tmp_path / "out") == tmp_path / "out" / name

@@ -1,9 +1,11 @@
 """FID and KID: against closed forms, scipy, a direct double sum, and pytorch-fid itself."""
 
-import errno
+import dataclasses
+import functools
 import inspect
 import json
-import urllib.error
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,12 @@ from pytorch_fid import fid_score
 from pytorch_fid import inception as theirs
 
 import fid
+import sample
 from config import parse_config
-from evaluation.fid.frechet import (
-    Gaussian,
-    fit_gaussian,
-    frechet_distance,
-    kernel_distance,
-    reference_statistics,
-    score_name,
-)
+from evaluation.fid import inception
 from evaluation.fid.image_sets import export_images
 from evaluation.fid.inception import WEIGHTS_URL, find_weights, inception_features, load_inception
+from readers.download import compute_digest
 from support.errors import UserError
 
 CPU = torch.device("cpu")
@@ -44,94 +41,12 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def random_spd(d, seed):
-    a = rng(seed).normal(size=(d, 2 * d))
-    return a @ a.T / (2 * d)
-
-
 def textures(n, size, seed, smooth):
     """Random images; `smooth` sets how much of each is one flat colour, so that sets differ."""
     r = rng(seed)
     noise = r.normal(size=(n, 3, size, size)) * 40
     flat = r.normal(size=(n, 3, 1, 1)) * 40
     return (128 + smooth * flat + (1 - smooth) * noise).clip(0, 255).astype(np.uint8)
-
-
-# --- the distances
-
-
-def test_frechet_of_commuting_gaussians_is_the_closed_form():
-    basis = np.linalg.qr(rng().normal(size=(40, 40)))[0]
-    a, b = rng(1).uniform(0.1, 3, 40), rng(2).uniform(0.1, 3, 40)
-    mu_a, mu_b = rng(3).normal(size=(2, 40))
-    expected = ((mu_a - mu_b) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum()
-    ours = frechet_distance(
-        Gaussian(mu_a, basis * a @ basis.T, 1), Gaussian(mu_b, basis * b @ basis.T, 1)
-    )
-    assert ours == pytest.approx(expected, rel=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_frechet_matches_scipy_sqrtm(seed):
-    s, t = random_spd(30, seed), random_spd(30, seed + 10)
-    mu = rng(seed).normal(size=30)
-    root = np.asarray(scipy.linalg.sqrtm(s @ t)).real
-    expected = mu @ mu + np.trace(s + t - 2 * root)
-    ours = frechet_distance(Gaussian(mu, s, 1), Gaussian(np.zeros(30), t, 1))
-    assert ours == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("n", [20, 400])
-def test_a_set_is_at_distance_0_from_itself_also_when_rank_deficient(n):
-    gaussian = fit_gaussian(rng().normal(size=(n, 100)).astype(np.float32))
-    assert frechet_distance(gaussian, gaussian) == pytest.approx(0, abs=1e-5)
-
-
-def test_statistics_equal_numpy_over_several_chunks(monkeypatch):
-    monkeypatch.setattr("evaluation.fid.frechet.CHUNK", 7)
-    features = (rng().normal(size=(50, 5)) + 1000).astype(np.float32)
-    gaussian = fit_gaussian(features)
-    assert gaussian.n == 50
-    np.testing.assert_allclose(gaussian.mean, features.astype(np.float64).mean(0), rtol=1e-13)
-    np.testing.assert_allclose(gaussian.covariance, np.cov(features.T.astype(float)), rtol=1e-9)
-    with pytest.raises(ValueError, match="at least 2"):
-        fit_gaussian(features[:1])
-
-
-def test_kid_of_whole_sets_is_the_double_sum():
-    x, y = rng(1).normal(size=(2, 6, 4))
-    y = y + 0.5
-
-    def k(a, b):
-        return (sum(p * q for p, q in zip(a, b, strict=True)) / 4 + 1) ** 3
-
-    n = 6
-    expected = sum(
-        (k(x[i], x[j]) + k(y[i], y[j])) / (n * (n - 1))
-        for i in range(n) for j in range(n) if i != j
-    ) - 2 * sum(k(x[i], y[j]) for i in range(n) for j in range(n)) / n**2  # fmt: skip
-    kid = kernel_distance(x, y, subsets=3)
-    assert kid.subset_size == 6
-    assert kid.mean == pytest.approx(expected, rel=1e-10)
-    assert kid.std == pytest.approx(0, abs=1e-10)
-
-
-def test_kid_is_near_0_for_one_distribution_and_not_for_two():
-    x, y = rng(1).normal(size=(2, 2000, 16))
-    same = kernel_distance(x, y, subsets=40, subset_size=200)
-    other = kernel_distance(x, y + 0.3, subsets=40, subset_size=200)
-    assert abs(same.mean) < 0.005 < 0.05 < other.mean
-    assert kernel_distance(x, y, subsets=40, subset_size=200) == same
-    assert kernel_distance(x, y, seed=1, subsets=40, subset_size=200) != same
-
-
-@pytest.mark.parametrize(
-    ("n", "name"),
-    [(5000, "FID-5k"), (10_000, "FID-10k"), (50_000, "FID"), (256, "FID (256 images)"),
-     (5001, "FID (5,001 images)")],
-)  # fmt: skip
-def test_score_name(n, name):
-    assert score_name(n) == name
 
 
 # --- Inception and its weights
@@ -183,22 +98,49 @@ def test_features_equal_those_of_pytorch_fid_on_pngs(torch_home, tmp_path):
     )
 
 
-def test_missing_weights_say_where_to_get_them_and_where_to_put_them(
-    experiment, tmp_path, monkeypatch, capsys
-):
-    def no_network(*_, **__):
-        raise urllib.error.URLError("no route to host")
+@pytest.fixture
+def web(random_weights, monkeypatch):
+    """The folder of the random weights on loopback; they are downloaded from there."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=random_weights.parent)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        url = f"http://127.0.0.1:{server.server_port}/{random_weights.name}"
+        digest = compute_digest(random_weights, "sha256")
+        archive = dataclasses.replace(inception.WEIGHTS, urls=(url,), digest=digest)
+        monkeypatch.setattr(inception, "WEIGHTS", archive)
+        yield url
+        server.shutdown()
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+
+def test_the_weights_are_downloaded_once_and_checked(web, random_weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    place = tmp_path / "hub" / "checkpoints" / random_weights.name
+    place.parent.mkdir(parents=True)
+    place.with_name(f"{place.name}.part").write_bytes(b"the beginning of another file")
+    assert find_weights() == place
+    assert place.read_bytes() == random_weights.read_bytes()
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    written = place.stat().st_mtime_ns
+    assert find_weights() == place
+    assert place.stat().st_mtime_ns == written
+    assert inception.WEIGHTS_URL == theirs.FID_WEIGHTS_URL
+
+
+def test_missing_weights_say_where_to_get_them_and_where_to_put_them(
+    web, experiment, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        inception, "WEIGHTS", dataclasses.replace(inception.WEIGHTS, digest="of another file")
+    )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    with pytest.raises(SystemExit) as exit_:
+    place = tmp_path / "empty" / "hub" / "checkpoints" / inception.WEIGHTS.name
+    with pytest.raises(SystemExit) as stop:
         fid.main([*experiment, "--samples", str(tmp_path / "samples")])
-    assert exit_.value.code == 2
+    assert stop.value.code == 2
     message = capsys.readouterr().err
-    place = tmp_path / "empty" / "hub" / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
-    for part in ("no route to host", WEIGHTS_URL, str(place), "--inception"):
+    for part in ("sent another file", f"Get it from {web}", f"put it at {place}", "--inception"):
         assert part in message
-    assert "Traceback" not in message
 
 
 class RunsCode:
@@ -228,50 +170,6 @@ def test_a_named_file_of_weights_that_is_not_there(tmp_path):
         find_weights(tmp_path / "nothing.pth")
 
 
-# --- the reference's statistics
-
-
-def test_the_reference_is_computed_once_and_again_when_damaged(tmp_path):
-    features = rng().normal(size=(5, 2048)).astype(np.float32)
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return features
-
-    def get(kid=False):
-        return reference_statistics(tmp_path / ".fid" / "set-1.5", compute, kid)
-
-    first, none = get()
-    again, _ = get()
-    assert len(calls) == 1
-    assert none is None
-    np.testing.assert_array_equal(first.covariance, again.covariance)
-    with np.load(tmp_path / ".fid" / "set-1.5.npz") as kept:
-        assert {"mu", "sigma"} <= set(kept)  # what pytorch-fid reads
-    for _ in range(2):
-        _, kept = get(kid=True)
-        np.testing.assert_array_equal(kept, features)
-    assert len(calls) == 2
-    statistics = tmp_path / ".fid" / "set-1.5.npz"
-    statistics.write_bytes(statistics.read_bytes()[:5000])
-    np.testing.assert_array_equal(get()[0].mean, first.mean)
-    assert len(calls) == 3
-    assert not list(tmp_path.glob("**/*.tmp"))
-
-
-def test_a_full_disk_costs_the_cache_and_not_the_score(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("support.files.os.replace", full)
-    features = rng().normal(size=(5, 8)).astype(np.float32)
-    gaussian, kept = reference_statistics(tmp_path / "set", lambda: features, True)
-    np.testing.assert_allclose(gaussian.mean, features.mean(axis=0), rtol=1e-5, atol=1e-6)
-    assert kept is features
-    assert list(tmp_path.iterdir()) == []
-
-
 # --- the job
 
 
@@ -289,42 +187,71 @@ def experiment(tmp_path):
 
 
 def test_the_job_scores_a_folder_and_the_training_set_itself(
-    experiment, torch_home, tmp_path, capsys, monkeypatch
+    experiment, torch_home, tmp_path, capsys
 ):
     fid.main([*experiment, "--samples", str(tmp_path / "samples"), "--kid"])
-    output = capsys.readouterr().out
-    scores = json.loads((tmp_path / "fid.json").read_text())
+    output, messages = capsys.readouterr()
+    scores = json.loads((tmp_path / "fid_samples.json").read_text())
     assert "FID (4 images): " in output
     assert "all 6 of folder train" in output
     assert f"KID: {scores['kid']['mean']:.5f}" in output
     assert scores["fid"] > 1
     assert scores["kid"]["subset_size"] == 4
+    assert "reference: 100%" in messages
 
     exported = tmp_path / "out" / "pngs"
     fid.main([*experiment, "--export_reference", str(exported)])
-    assert not (tmp_path / "out" / "fid.json").exists()
-    seen = []
-    monkeypatch.setattr(
-        fid, "inception_features", lambda *args: seen.append(args[3]) or inception_features(*args)
-    )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pngs"]
     fid.main([*experiment, "--samples", str(exported)])
-    assert seen == ["samples"]  # the reference came from the cache
-    assert json.loads((tmp_path / "out" / "fid.json").read_text())["fid"] < 1e-3
+    messages = capsys.readouterr().err
+    assert "samples: 100%" in messages
+    assert "reference: " not in messages  # it came from the cache
+    assert json.loads((tmp_path / "out" / "fid_out.json").read_text())["fid"] < 1e-3
 
 
-def test_the_job_draws_samples_itself(experiment, torch_home, tmp_path, monkeypatch):
+def scores_in(folder: Path) -> dict[str, dict]:
+    """{name: content} of the scores that are kept in a folder."""
+    return {path.name: json.loads(path.read_text()) for path in folder.glob("fid*.json")}
+
+
+def test_scores_of_different_settings_stand_side_by_side(
+    experiment, torch_home, tmp_path, monkeypatch
+):
+    for epoch in (3, 5):
+        save_model(parse_config({**TINY, "save_dir": str(tmp_path / "run")}), epoch)
+    settings = [
+        ("3", "--steps", "2"), ("3", "--steps", "2", "--eta", "1"), ("3", "--steps", "3"),
+        ("5", "--steps", "2"), ("5", "--steps", "2", "--seed", "5"),
+    ]  # fmt: skip
+    for n, (epoch, *rest) in enumerate(settings, start=2):
+        elsewhere = ["--output_dir", str(tmp_path / "out")] if n > 4 else []
+        fid.main([*experiment, "--n", str(n), "--epoch", epoch, *rest, *elsewhere])
+    found, out = scores_in(tmp_path / "run"), scores_in(tmp_path / "out")
+    assert sorted(found) == [
+        "fid_ep3_ddim_steps2_eta0.0_n2.json", "fid_ep3_ddim_steps2_eta1.0_n3.json",
+        "fid_ep3_ddim_steps3_eta0.0_n4.json",
+    ]  # fmt: skip
+    assert [scores["steps"] for _, scores in sorted(found.items())] == [2, 2, 3]
+    assert sorted(out) == [
+        "fid_ep5_ddim_steps2_eta0.0_n5.json", "fid_ep5_ddim_steps2_eta0.0_n6.json",
+    ]  # fmt: skip
+    assert [scores["seed"] for _, scores in sorted(out.items())] == [0, 5]
+
+
+def test_what_the_job_draws_scores_as_the_set_that_sample_draws(experiment, torch_home, tmp_path):
     save_model(parse_config({**TINY, "save_dir": str(tmp_path / "run")}), 3)
-    drawn = []
-    monkeypatch.setattr(
-        fid, "inception_features", lambda *args: drawn.append(args[1]) or inception_features(*args)
-    )
-    fid.main([*experiment, "--n", "3", "--steps", "2", "--batch_size", "2", "--seed", "5"])
-    scores = json.loads((tmp_path / "run" / "fid.json").read_text())
-    assert (scores["epoch"], scores["steps"], scores["seed"], scores["images"]) == (3, 2, 5, 3)
-    fid.main([*experiment, "--n", "3", "--steps", "2", "--batch_size", "3", "--seed", "5"])
-    *_, first, second = (images for images in drawn if len(images) == 3)
-    assert first.std() > 0
-    assert np.abs(first.astype(int) - second).max() <= 1
+    drawn = ["--n", "3", "--steps", "2", "--seed", "5"]
+    fid.main([*experiment, *drawn, "--batch_size", "2"])
+    sample.main([*experiment, *drawn])
+    (folder,) = (tmp_path / "run").glob("EMAgenerated*")
+    fid.main([*experiment, "--samples", str(folder / "pngs")])
+    fid.main([*experiment, "--samples", str(folder / "pngs"), "--output_dir", str(tmp_path)])
+    (ours,) = scores_in(tmp_path / "run").values()
+    assert (ours["epoch"], ours["steps"], ours["seed"], ours["images"]) == (3, 2, 5, 3)
+    name = "fid_ep3_ddim_steps2_eta0.0.json"
+    for where in (folder, tmp_path):
+        assert list(scores_in(where)) == [name]
+        assert scores_in(where)[name]["fid"] == pytest.approx(ours["fid"], rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -348,19 +275,20 @@ def test_mistakes_end_with_code_2(experiment, arguments, message, capsys):
 # 2,060 images on either side are passed through Inception twice by each of the two programs.
 @pytest.fixture
 def no_resizing(monkeypatch):
-    """Inception on images as they are, not enlarged to 299x299: a tenth of the time."""
+    """Both Inceptions on images as they are, not enlarged to 299x299: a tenth of the time."""
     original = theirs.InceptionV3.__init__
 
     def init(self, output_blocks=(theirs.InceptionV3.DEFAULT_BLOCK_INDEX,)):
         original(self, output_blocks, resize_input=False)
 
     monkeypatch.setattr(theirs.InceptionV3, "__init__", init)
+    monkeypatch.setattr(inception, "SIDE", 80)
 
 
 @pytest.mark.slow
 def test_agrees_with_pytorch_fid_on_the_same_pngs(torch_home, no_resizing, tmp_path):
     """What `python -m pytorch_fid A B` computes, on more images than there are features."""
-    side = 80  # Inception needs 75
+    side = inception.SIDE  # 80; Inception needs 75
     sets = {"a": textures(1030, side, 1, 0.8), "b": textures(1030, side, 2, 0.7)}
     for name, images in sets.items():
         export_images(images, tmp_path / "data" / "folder" / "train" / name)
@@ -371,7 +299,7 @@ def test_agrees_with_pytorch_fid_on_the_same_pngs(torch_home, no_resizing, tmp_p
     arguments = ["--config", str(config), "--data_dir", str(tmp_path / "data"), "--device", "cpu"]
     samples, exported = tmp_path / "samples", tmp_path / "exported"
     fid.main([*arguments, "--samples", str(samples), "--export_reference", str(exported)])
-    ours = json.loads((tmp_path / "fid.json").read_text())["fid"]
+    ours = json.loads((tmp_path / "fid_samples.json").read_text())["fid"]
     assert ours > 1
     assert ours == pytest.approx(score_by_pytorch_fid(samples, exported), abs=1e-3)
 

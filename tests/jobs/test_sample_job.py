@@ -69,6 +69,30 @@ def test_an_interrupted_set_is_continued(call, folder):
     assert (folder / "grid.png").exists()
 
 
+def test_damaged_images_of_a_set_are_drawn_anew(call, folder, capsys):
+    call()
+    whole, pngs = pixels(folder), folder / "pngs"
+    (pngs / "1.png").write_bytes((pngs / "1.png").read_bytes()[:-20])  # after a power cut
+    (pngs / "2.png").write_bytes(b"")
+    (pngs / "3.png").write_bytes(bytes(100))
+    Image.new("L", (9, 8)).save(pngs / "4.png")
+    (pngs / f".5.png.{2**22 + 1}.tmp").write_bytes(b"half")  # no process has so high a number
+    capsys.readouterr()
+    call()
+    assert "4 images are damaged and are drawn anew" in capsys.readouterr().err
+    again = pixels(folder)
+    assert sorted(again) == sorted(whole)
+    assert all(np.abs(again[name] - image).max() <= 1 for name, image in whole.items())
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"n": "five"}', "\0\0"])
+def test_a_damaged_record_of_a_set_is_named_with_the_way_out(call, folder, mistake, text):
+    call()
+    (folder / "samples.json").write_text(text)
+    with mistake("choose another --output_dir"):
+        call()
+
+
 def test_more_images_extend_a_set(call, folder):
     call()
     call("--num_samples", "7")

@@ -76,5 +76,5 @@ def test_a_photo_is_turned_upright(tmp_path):
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_of_unknown_range_are_refused(tmp_path, mode):
     Image.new(mode, (8, 8), 70000).save(tmp_path / "a.tif")
-    with pytest.raises(image_files.UNREADABLE, match="range is unknown"):
+    with pytest.raises(image_files.UnreadableImage, match="range is unknown"):
         image_files.decode(str(tmp_path / "a.tif"), (3, 8, 8))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets import read_dataset
 from readers import official
-from readers.download import compute_md5
+from readers.download import compute_digest
 from support.errors import UserError
 
 REPO = ROOT
@@ -72,7 +72,7 @@ def test_compressed_files_put_there_by_hand_are_unpacked(mnist, monkeypatch):
     packed.write_bytes(gzip.compress(before))
     file.unlink()
     sums = [
-        (name, compute_md5(packed) if name == packed.name else "") for name, _ in MNIST.resources
+        (name, compute_digest(packed) if name == packed.name else "") for name, _ in MNIST.resources
     ]
     monkeypatch.setattr(MNIST, "resources", sums)
     data = read_dataset(config_for("mnist", (1, 28, 28)), mnist, "test")
@@ -106,14 +106,14 @@ def cifar_archive(tmp_path, monkeypatch) -> np.ndarray:
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": list(range(10))}))
     meta = {"label_names": [f"class {i}" for i in range(10)]}
     (folder / CIFAR10.meta["filename"]).write_bytes(pickle.dumps(meta))
-    sums = [[name, compute_md5(folder / name)] for name in batches]
+    sums = [[name, compute_digest(folder / name)] for name in batches]
     monkeypatch.setattr(CIFAR10, "train_list", sums[:5])
     monkeypatch.setattr(CIFAR10, "test_list", sums[5:])
     meta_file = folder / CIFAR10.meta["filename"]
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": compute_md5(meta_file)})
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": compute_digest(meta_file)})
     with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as file:
         file.add(folder, CIFAR10.base_folder)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", compute_md5(tmp_path / CIFAR10.filename))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", compute_digest(tmp_path / CIFAR10.filename))
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:1/")
     monkeypatch.setattr(official, "CIFAR10_MIRROR", "http://127.0.0.1:1/")
     return data.reshape(60, 3, 32, 32)

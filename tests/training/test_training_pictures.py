@@ -15,6 +15,7 @@ from datasets import Dataset
 from evaluation.samples.trajectories import Trajectory
 from model.models import build_denoiser
 from sampling import sample, sampler_settings
+from support.errors import UserError
 from training import pictures
 from training.run_log import RunLog
 
@@ -45,6 +46,42 @@ def test_the_table_has_a_column_per_value_and_the_lines_of_the_whole_run(tmp_pat
         "param_norm": "7.0",
     }  # fmt: skip
     assert [json.loads(line)["step"] for line in log.path.open()] == [5, 5, 9]
+
+
+GOOD = '{"kind": "train", "step": 5, "loss": 0.5}'
+BAD = ["", "half a li", "[3]", "null", '{"kind": "train"}', '{"kind": 3, "step": 5}', "\0\0\0",
+       '{"kind": "train", "step": "5"}', "[" * 100_000, "\ufffd"]  # fmt: skip
+
+
+def test_damaged_lines_of_the_log_are_dropped_with_a_note(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("utils.log.propagate", True)
+    path = tmp_path / "metrics.jsonl"
+    after_a_power_cut = "\0" * 50 + GOOD.replace("5,", "6,", 1)  # the data is there, behind zeros
+    lines = [GOOD, *BAD, after_a_power_cut, GOOD.replace("5,", "7,", 1)]
+    path.write_bytes(b"\xff\xfe\n" + "\n".join(lines).encode())  # the last one is cut
+    log = RunLog(tmp_path, 6)
+    assert f"{len(BAD) + 1} damaged lines left out" in caplog.text
+    log.write("train", 9, {"loss": 0.25})
+    log.close()
+    assert [json.loads(line)["step"] for line in path.open()] == [5, 6, 9]
+    caplog.clear()
+    assert [line["step"] for line in RunLog(tmp_path, 9).lines()] == [5, 6, 9]
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_a_log_that_cannot_be_written_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if name == "metrics.jsonl" else path.write_text("in the way")
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+        RunLog(tmp_path, 0)
+
+
+def test_a_log_of_another_program_draws_no_curve_and_stops_nothing(model, tmp_path):
+    lines = [{"kind": "train", "step": 1}, {"kind": "test", "step": 1, "loss": "low"},
+             {"kind": "train", "step": 2, "loss": 0.5, "loss_by_t": [0.5] * 10}]  # fmt: skip
+    pictures.draw_losses(tmp_path, model, lines)
+    assert len(list(tmp_path.glob("*.png"))) == 2
 
 
 @pytest.mark.parametrize(("process", "first", "last"), [
