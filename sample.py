@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     description = describe(model, settings, args.use_amp)
     earlier = earlier_set(folder, description)
     if distributed.is_main():
-        remove_damaged(folder, model.config.network.image_shape)
+        remove_damaged(folder)
     distributed.barrier()
     missing = missing_images(folder, args.n)
     distributed.barrier()  # every rank has looked before one can write

@@ -73,26 +73,27 @@ def earlier_set(folder: Path, description: dict) -> dict:
     return earlier
 
 
-def remove_damaged(folder: Path, shape: tuple[int, int, int]) -> None:
-    """Removes, with a note, the images of a set that are truncated or not of `shape`, (C, H, W):
+def remove_damaged(folder: Path) -> None:
+    """Removes, with a note, the images of a set that cannot be read, as a power cut leaves them:
     they are drawn anew. Also what killed calls left half-written."""
     pngs = folder / "pngs"
     if not pngs.is_dir():
         return
     remove_leftovers(pngs)
     numbered = (path for path in pngs.glob("*.png") if path.stem.isdecimal())
-    damaged = [path for path in numbered if not _is_whole(path, shape)]
+    damaged = [path for path in numbered if not _is_whole(path)]
     for path in damaged:
         path.unlink()
     if damaged:
         log.warning("%s: %d images are damaged and are drawn anew", pngs, len(damaged))
 
 
-def _is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
-        return tuple(load_png(path).shape) == tuple(shape)
+        load_png(path)
     except UserError:
         return False
+    return True
 
 
 def png(folder: Path, index: int) -> Path:
