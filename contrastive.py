@@ -22,6 +22,7 @@ from cli import (
 )
 from datasets import SPLITS, Dataset
 from evaluation.alignment import LABELS, METRICS, figure, kept_rows, measure, table
+from evaluation.plots import subject
 from evaluation.probe.features import model_source
 from evaluation.tables import find_or_add_row
 from support import distributed
@@ -132,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
             images = some_images(dataset, args.n, model.config.seed)
         row, blocks = measured(args, model, images, path, device)
         rows.append(row)
-    title = f"{images.name} {images.split}, {len(images):,} images, t={row['t']}"
+    what = subject(images.name, model.config.model_type)
+    title = f"{what}, {images.split}, {len(images):,} images, t={row['t']}"
     if distributed.is_main():
         figure(path.with_suffix(".png"), rows, blocks, f"features on the unit sphere: {title}")
     print(title)

@@ -176,7 +176,9 @@ def score(
 
 
 def write_scores(scores: dict, path: Path) -> None:
-    """Prints the scores and writes them to `path`."""
+    """Writes the scores to `path` and prints them."""
+    if distributed.is_main():
+        write_json(path, scores)
     reference = scores["reference"]
     print(
         f"{scores['name']}: {scores['fid']:.3f}, {scores['images']:,} images against all "
@@ -188,8 +190,6 @@ def write_scores(scores: dict, path: Path) -> None:
             f"KID: {kid['mean']:.5f} +- {kid['std']:.5f}, mean and standard deviation over "
             f"{kid['subsets']} subsets of {kid['subset_size']:,} images"
         )
-    if distributed.is_main():
-        write_json(path, scores)
     print(f"written to {path}")
 
 

@@ -34,7 +34,7 @@ from evaluation.classifiers.finetuning import (
     start_name,
 )
 from evaluation.classifiers.supervised import Recipe, comparable, stratified
-from evaluation.plots import curves
+from evaluation.plots import curves, subject
 from evaluation.probe.features import model_source
 from evaluation.tables import wilson_interval
 from support import distributed
@@ -114,8 +114,9 @@ def write_result(folder: Path, stem: str, record: dict) -> None:
     scratch, plot = record["scratch"], folder / f"{stem}.png"
     other = comparable(paths[not scratch], record, COMPARED)
     records = [record] if other is None else [other, record] if scratch else [record, other]
+    what = subject(record["dataset"], record["architecture"]["model_type"])
     title = (
-        f"fine-tuning: {record['dataset']}, {record['blockname']} at t={record['timestep']}, "
+        f"fine-tuning: {what}, {record['blockname']} at t={record['timestep']}, "
         f"{record['n_train']:,} training images"
     )
     lines = {

@@ -20,6 +20,7 @@ from cli import (
 )
 from config import Config
 from datasets import SPLITS
+from evaluation.plots import subject
 from evaluation.probe.cells import Cell, cells_of
 from evaluation.probe.features import FeatureSource, model_source, pixel_source
 from evaluation.probe.grid import Grid
@@ -159,7 +160,8 @@ def results_of(
     cell = None if args.grid else probe.cells[0]
     if args.epochs is not None:
         what, facts = cell.name if cell else "the grid's best cell", {}
-    title = f"{probe.kind} probe: {probe.train.name}, {what}, protocol {args.protocol}"
+    about_what = subject(probe.train.name, config.model_type)
+    title = f"{probe.kind} probe: {about_what}, {what}, protocol {args.protocol}"
     about = {
         "dataset": config.dataset, "baseline": args.baseline, "grid": args.grid, **facts,
         **probe.facts(), "seed": None if args.seeds else config.seed, "use_amp": args.use_amp,
@@ -194,9 +196,9 @@ def main(argv: list[str] | None = None) -> int:
         None if args.grid else cells[0], args.protocol, args.baseline,
         epoch=results.about.get("epoch"), over=results.OVER,
     )  # fmt: skip
-    print(results.text())
     if distributed.is_main():
         paths = results.save(results_folder(args, config) / stem)
+        print(results.text())
         print("\nwrote " + ", ".join(map(str, paths)))
     if args.save_features:
         probe.save_features(source, config.seed, Path(args.save_features))

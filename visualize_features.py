@@ -16,7 +16,7 @@ from cli import (
     load_model,
     results_folder,
 )
-from evaluation.plots import scatter
+from evaluation.plots import scatter, subject
 from evaluation.probe.features import Extractor, model_source
 from evaluation.probe.grid_files import best_cell
 from evaluation.probe.probe import PROTOCOLS
@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     log.info(f"t-SNE of {len(index):,} images")
     points = embed(features[index], seed)
     stem = results_folder(args, model.config) / f"tsne_ep{model.epoch}_t{t}_{block}"
-    title = f"t-SNE of {len(index):,} {test.name} test images: {block}, t={t}, epoch {model.epoch}"
+    what = subject(test.name, model.config.model_type)
+    title = f"t-SNE of {len(index):,} test images: {what}, {block}, t={t}, epoch {model.epoch}"
     scatter(stem.with_suffix(".png"), points, test.labels[index], test.class_names, title)
     arrays = {
         "points": points, "labels": test.labels[index], "index": index,

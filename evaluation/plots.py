@@ -16,6 +16,11 @@ LEGEND_MARKER = 60  # area in points squared, whatever the size of the points
 LEGEND_CLASSES = 40  # more names than this cannot be read beside a figure
 
 
+def subject(dataset: str, process: str) -> str:
+    """What a figure is about, for its title: "cifar10 (DDPM)"."""
+    return f"{dataset} ({process})"
+
+
 def heat_map(
     path: Path,
     tables: dict[str, np.ndarray],

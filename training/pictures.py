@@ -9,7 +9,7 @@ from torch import Tensor
 
 from checkpoint import TrainedModel
 from datasets import Dataset
-from evaluation.plots import loss_by_bucket, loss_curve
+from evaluation.plots import loss_by_bucket, loss_curve, subject
 from evaluation.samples.grids import rows_by_class, save_image_grid
 from evaluation.samples.trajectories import Trajectory
 from model.denoiser import Denoiser
@@ -59,7 +59,8 @@ def draw_losses(folder: Path, model: TrainedModel, lines: list[dict]) -> None:
         if has_form(line, {"loss": int | float})
     }
     steps = [line["step"] for line in train]
-    name, until = model.config.dataset, f"up to epoch {model.epoch}"
+    name = subject(model.config.dataset, model.config.model_type)
+    until = f"up to epoch {model.epoch}"
     raw = [line["loss"] for line in train]
     title = f"{name}: loss {until}"
     loss_curve(folder / "loss_curve.png", steps, raw, smoothed(raw), test, title)

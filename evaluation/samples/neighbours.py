@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from checkpoint import TrainedModel
 from datasets import Dataset, to_model_range
 from evaluation.encoded import encoded
-from evaluation.plots import image_table
+from evaluation.plots import image_table, subject
 from evaluation.probe.features import Extractor, model_source
 from evaluation.probe.grid_files import find_grid
 from support import distributed
@@ -82,7 +82,8 @@ def save_neighbours(
     }
     columns = [samples[:, None], *(images[rows] for _, rows in found.values())]
     titles = ["sample", *(f"{name} {i + 1}" for name in found for i in range(NEAREST))]
-    what = f"{train.name}, epoch {model.epoch}: nearest training images, features of {block}, t={t}"
+    what = f"{subject(train.name, config.model_type)}, epoch {model.epoch}: nearest training images"
+    what += f", features of {block}, t={t}"
     image_table(path, torch.cat(columns, dim=1), titles, what)
     record = {
         name: {"distances": d.tolist(), "indices": rows.tolist()}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from checkpoint import TrainedModel
 from datasets import to_uint8
-from evaluation.plots import image_table
+from evaluation.plots import image_table, subject
 from evaluation.samples.grids import save_png
 from model.denoiser import Denoiser
 from sampling import SamplerSettings, sample
@@ -68,7 +68,8 @@ class Trajectory:
     ) -> None:
         """Writes `table` as one picture."""
         caption = "predicted x0" if predicted else "x / sqrt(1 + sigma^2)"
-        title = f"{model.config.dataset}, epoch {model.epoch}, {settings.tag()}: {caption}"
+        what = subject(model.config.dataset, model.config.model_type)
+        title = f"{what}, epoch {model.epoch}, {settings.tag()}: {caption}"
         image_table(path, self.table(final, predicted), self.titles(model.denoiser), title)
 
     def _shown(self) -> list[tuple[float, Tensor, Tensor]]:
