@@ -31,7 +31,7 @@ SHELL_VARIABLE = re.compile(r'\b([A-Z])="([^"]*)"')  # a document's own, as in S
 LINK = re.compile(r"\]\((?P<target>[^)\s]+)(?: \"[^\"]*\")?\)")
 FIGURE = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<file>[^)\s]+) \"(?P<where>[^\"]+)\"\)")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
-CELL = re.compile(r"(?P<block>\w+) at (?P<level>t|sigma) ?= ?(?P<value>[\d.]+)")
+CELL = re.compile(r"(?P<block>[\w+]+) at (?P<level>t|sigma) ?= ?(?P<value>[\d.+]+)")
 
 
 def name(path: Path) -> str:
@@ -143,6 +143,12 @@ def hours_of(rows: list[dict], batch_size: int) -> float:
     return seconds / 3600
 
 
+def is_cell(record: dict, cell: re.Match) -> bool:
+    noise = cell["value"]  # several are side by side: "1+11"
+    noise = noise if "+" in noise else float(noise)
+    return (record["block"], record[cell["level"]]) == (cell["block"], noise)
+
+
 def value_at(path: Path, where: str) -> float | dict:
     """What a figure's source holds.
 
@@ -156,9 +162,7 @@ def value_at(path: Path, where: str) -> float | dict:
     if where.startswith("hours at batch "):
         return hours_of(content, int(where.split()[-1]))
     if cell := CELL.fullmatch(where):
-        level, noise = cell["level"], float(cell["value"])
-        cells = [c for c in content["cells"] if c["block"] == cell["block"]]
-        return next(c for c in cells if c[level] == noise)
+        return next(found for found in content["cells"] if is_cell(found, cell))
     for part in where.split("."):
         content = content[int(part)] if isinstance(content, list) else content[part]
     return content
@@ -192,7 +196,7 @@ FIGURES = [
 def test_a_figure_is_that_of_its_file(path, text, file, where):
     value = value_at(path.parent / file, where)
     if cell := CELL.fullmatch(text):
-        assert (cell["block"], float(cell["value"])) == (value["block"], value[cell["level"]])
+        assert is_cell(value, cell), (value["block"], value[cell["level"]])
         return
     written = NUMBER.findall(text)
     assert written, f"[{text}] shows no number"
