@@ -1,16 +1,23 @@
-"""Every figure of the project, as PNG files.
+"""Every figure of the project, as PNG files; each function also returns the figure.
 
 Matplotlib is imported where something is drawn: no job waits for it before it has work.
 """
 
+import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from datasets import to_uint8
 from support.files import replacing
+from utils import log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LEGEND_MARKER = 60  # area in points squared, whatever the size of the points
 LEGEND_CLASSES = 40  # more names than this cannot be read beside a figure
@@ -29,7 +36,7 @@ def heat_map(
     title: str,
     colour_label: str,
     marked: tuple[int, int],
-) -> None:
+) -> "Figure":
     """One panel per table, (len(rows), len(columns)), on a common colour scale.
 
     `marked`, a (row, column), is framed in every panel. Raises UserError if `path` cannot be
@@ -57,12 +64,12 @@ def heat_map(
         ax.set_yticks(range(len(rows)), rows)
     figure.colorbar(image, ax=axes, label=colour_label)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def scatter(
     path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
-) -> None:
+) -> "Figure":
     """points: (N, 2), coloured by labels: (N,) in 0 .. len(class_names) - 1.
 
     Raises UserError if `path` cannot be written.
@@ -73,10 +80,10 @@ def scatter(
     name = "tab10" if n <= 10 else "tab20" if n <= 20 else "gist_rainbow"
     colours = _colour_map(name)
     size = np.clip(15_000 / len(points), 4, 30)  # square points
-    for label, class_name in enumerate(class_names):
+    for label in range(n):
         chosen = points[labels == label]
         colour = colours(label) if n <= 20 else colours(label / (n - 1))
-        ax.scatter(*chosen.T, s=size, color=colour, label=class_name, alpha=0.8, linewidths=0)
+        ax.scatter(*chosen.T, s=size, color=colour, label=str(label), alpha=0.8, linewidths=0)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_aspect("equal", adjustable="datalim")
@@ -85,7 +92,10 @@ def scatter(
         legend = figure.legend(loc="outside right center", frameon=False, ncols=1 + n // 21)
         for handle in legend.legend_handles:
             handle.set_sizes([LEGEND_MARKER])
-    _save(figure, path)
+        style = _as_written(class_names)
+        for text, name in zip(legend.get_texts(), class_names, strict=True):
+            text.set(text=name, **style)  # as a label, a name that begins with _ would be hidden
+    return _save(figure, path)
 
 
 def curves(
@@ -98,7 +108,7 @@ def curves(
     spread: dict[str, Sequence[float]] | None = None,
     log_x: bool = False,
     log_y: bool = False,
-) -> None:
+) -> "Figure":
     """One line of len(x) values per name, with points; `spread` gives half-widths of error bars.
 
     None among the values: no point there. Raises UserError if `path` cannot be written.
@@ -109,7 +119,7 @@ def curves(
     ax.set_title(title, fontsize=11)
     if len(lines) > 1:
         figure.legend(loc="outside right center", frameon=False)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def curve_panels(
@@ -118,7 +128,7 @@ def curve_panels(
     panels: dict[str, dict[str, Sequence[float]]],
     title: str,
     x_label: str,
-) -> None:
+) -> "Figure":
     """The lines of `curves`, one panel per y label, side by side; all with the same names.
 
     Raises UserError if `path` cannot be written.
@@ -131,7 +141,7 @@ def curve_panels(
     handles, names = axes[0].get_legend_handles_labels()
     if len(names) > 1:
         figure.legend(handles, names, loc="outside right center", frameon=False)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False, log_y=False) -> None:
@@ -172,7 +182,7 @@ def loss_curve(
     smoothed: Sequence[float],
     test: dict[int, float],
     title: str,
-) -> None:
+) -> "Figure":
     """The training loss at `steps`, as it is and smoothed, and that of the test images by step.
 
     Raises UserError if `path` cannot be written.
@@ -183,12 +193,12 @@ def loss_curve(
     ax.plot(steps, smoothed, color=blue, label="train, smoothed")
     ax.plot(list(test), list(test.values()), "o", color=orange, label="test, EMA weights")
     ax.legend(frameon=False)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def loss_by_bucket(
     path: Path, steps: Sequence[int], parts: dict[str, Sequence[float]], title: str
-) -> None:
+) -> "Figure":
     """One loss curve per part of the noise levels, coloured in their order; NaN is not drawn.
 
     Raises UserError if `path` cannot be written.
@@ -198,7 +208,7 @@ def loss_by_bucket(
     for colour, (name, losses) in zip(colours, parts.items(), strict=True):
         ax.plot(steps, losses, color=colour, marker=".", ms=3, label=name)
     figure.legend(loc="outside right center", frameon=False)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def _loss_axes(title: str):
@@ -213,18 +223,18 @@ def _loss_axes(title: str):
     return figure, ax
 
 
-def image_table(path: Path, images: Tensor, column_titles: Sequence[str], title: str) -> None:
+def image_table(path: Path, images: Tensor, column_titles: Sequence[str], title: str) -> "Figure":
     """images: (rows, columns, C, H, W) uint8. Raises UserError if `path` cannot be written."""
     rows, columns = images.shape[:2]
     figure = _new_figure(max(1.1 * columns, 6.0), 1.1 * rows + 0.8)
     _show_images(figure, images, column_titles)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def image_grids(
     path: Path, grids: Sequence[tuple[str, np.ndarray]], row_titles: Sequence[str], title: str
-) -> None:
+) -> "Figure":
     """Titles and grids of images, (3, H, W) uint8, all of one size, side by side; the rows of
     images in them have `row_titles`. Raises UserError if `path` cannot be written."""
     height, width = grids[0][1].shape[1:]
@@ -238,10 +248,10 @@ def image_grids(
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
     centres = (np.arange(len(row_titles)) + 0.5) * height / len(row_titles)
-    axes[0].set_yticks(centres, row_titles, fontsize=9)
+    axes[0].set_yticks(centres, row_titles, fontsize=9, **_as_written(row_titles))
     axes[0].tick_params(length=0)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def _show_images(figure, images: Tensor, column_titles: Sequence[str]) -> None:
@@ -261,7 +271,7 @@ def forward_process(
     signal: np.ndarray,
     noise: np.ndarray,
     title: str,
-) -> None:
+) -> "Figure":
     """images: (N, T, C, H, W) in [-1, 1], one row each; below them the weights of the image and
     of the noise, `signal` and `noise` (len(t),), over t. Raises UserError if `path` cannot be
     written."""
@@ -280,7 +290,7 @@ def forward_process(
     ax.grid(alpha=0.3)
     ax.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    return _save(figure, path)
 
 
 def _new_figure(width: float, height: float):
@@ -296,6 +306,48 @@ def _colour_map(name: str):
     return matplotlib.colormaps[name]
 
 
-def _save(figure, path: Path) -> None:
-    with replacing(path) as temporary:
+def _save(figure: "Figure", path: Path) -> "Figure":
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # said by _as_written
         figure.savefig(temporary, format="png", dpi=150)
+    return figure
+
+
+def _as_written(names: Sequence[str]) -> dict:
+    """How to show names that people chose, such as those of classes: a $ is a dollar, and what
+    the usual font lacks comes from an installed font that has it."""
+    from matplotlib.font_manager import FontProperties
+
+    families, lacking = _fonts_with(frozenset("".join(names)))
+    if lacking:
+        log.warning(
+            "no font here has %s: boxes in the figure; install one that has, such as Noto Sans CJK",
+            "".join(sorted(lacking)),
+        )
+    return {"parse_math": False, "fontfamily": [*FontProperties().get_family(), *families]}
+
+
+@functools.cache
+def _fonts_with(characters: frozenset[str]) -> tuple[list[str], set[str]]:
+    """Families of installed fonts that have what the usual one lacks, and what none has."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager
+
+    lacking = {c for c in characters if c.isprintable()} - _characters(findfont(FontProperties()))
+    families = []
+    for font in fontManager.ttflist:
+        if not lacking:
+            break
+        try:
+            found = lacking & _characters(font.fname)
+        except (OSError, RuntimeError):  # the list is older than the folder; or a damaged font
+            continue
+        if found:
+            families.append(font.name)
+            lacking -= found
+    return families, lacking
+
+
+def _characters(font: str) -> set[str]:
+    from matplotlib.font_manager import get_font
+
+    return {chr(code) for code in get_font(font).get_charmap()}

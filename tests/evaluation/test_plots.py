@@ -1,25 +1,36 @@
-"""Figures are files that open, at a size that can be read."""
+"""Figures: what stands in them, and that they are files that open at a size that can be read."""
+
+import warnings
 
 import numpy as np
 import pytest
-import torch
+from matplotlib.text import Text
 from PIL import Image
-from torchvision.utils import make_grid
 
-from evaluation.plots import heat_map, scatter
-from evaluation.samples.grids import image_grid
+from evaluation import plots
+from evaluation.plots import curves, heat_map, image_grids, scatter
 from support.errors import UserError
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (8, 3), (18, 10)])
-def test_heat_map_grows_with_the_table(tmp_path, rows, columns):
+def words(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (8, 3)])
+def test_a_heat_map_holds_every_number_and_frames_the_best(tmp_path, rows, columns):
     tables = {name: np.random.default_rng(0).random((rows, columns)) for name in ("a", "b")}
     path = tmp_path / "map.png"
     names = [f"out_{i}" for i in range(rows)], [f"t={i}" for i in range(columns)]
-    heat_map(path, tables, *names, "title", "accuracy in %", (0, 0))
-    width, height = Image.open(path).size
-    assert width >= 2 * columns * 90  # room for "12.34" in every cell
-    assert height >= rows * 45
+    figure = heat_map(path, tables, *names, "title", "accuracy in %", (0, 0))
+    found = words(figure)
+    for word in ("a", "b", "title", "accuracy in %", *names[0], *names[1]):
+        assert word in found
+    assert all(f"{value:.2f}" in found for value in tables["a"].ravel())
+    pixels = np.array(Image.open(path).convert("RGB")).astype(int)
+    assert pixels.shape[1] >= 2 * columns * 90  # room for "12.34" in every cell
+    assert pixels.shape[0] >= rows * 45
+    red = (pixels[..., 0] > 240) & (pixels[..., 1:] < 20).all(axis=-1)
+    assert red.sum() > 500
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
 
 
@@ -28,20 +39,48 @@ def test_scatter_gives_every_class_its_colour(tmp_path, n_classes):
     labels = np.arange(200) % n_classes
     points = np.stack([labels, np.arange(200)], axis=1).astype(np.float32)
     path = tmp_path / "points.png"
-    scatter(path, points, labels, [f"class {i}" for i in range(n_classes)], "title")
+    names = [f"class {i}" for i in range(n_classes)]
+    figure = scatter(path, points, labels, names, "title")
+    assert set(names) <= set(words(figure)) or n_classes == 100
     colours = Image.open(path).convert("RGB").getcolors(maxcolors=1_000_000)
     vivid = {c for n, c in colours if n > 3 and max(c) - min(c) > 40}
     assert len(vivid) >= min(n_classes, 2 * n_classes // 3 + 1)
+
+
+NAMES = ["_private", "$1", "a$b$c", r"$\frac$", "猫", "plain"]
+
+
+def test_names_that_people_chose_are_shown_as_they_are(tmp_path):
+    """A leading _ would hide a class, a $ would be mathematics, or end in an error."""
+    labels = np.arange(60) % len(NAMES)
+    points = np.stack([labels, np.arange(60)], axis=1)
+    grid = np.zeros((3, 12, 12), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures = [
+            scatter(tmp_path / "a.png", points, labels, NAMES, "title"),
+            image_grids(tmp_path / "b.png", [("grid", grid)], NAMES, "title"),
+        ]
+    for figure in figures:
+        texts = {text.get_text(): text for text in figure.findobj(Text)}
+        assert set(NAMES) <= set(texts)
+        assert not any(texts[name].get_parse_math() for name in NAMES)
+
+
+def test_characters_come_from_a_font_that_has_them_or_are_named():
+    families, lacking = plots._fonts_with(frozenset("a猫\U0010fffd"))
+    assert "a" not in lacking
+    assert ("猫" in lacking) == (not families)
+
+
+def test_curves_leave_out_what_is_not_there(tmp_path):
+    figure = curves(tmp_path / "a.png", [5, 9, 10], {"a": [1.0, None, 0.5]}, "title", "x", "y")
+    (line,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert line.get_xydata().tolist() == [[5, 1.0], [10, 0.5]]
+    assert {"title", "x", "y"} <= set(words(figure))
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
         scatter(tmp_path / "file" / "a.png", np.zeros((2, 2)), np.zeros(2), ["x"], "title")
-
-
-@pytest.mark.parametrize(("n", "channels", "columns"), [(1, 3, 4), (3, 1, 8), (7, 3, 3), (8, 1, 4)])
-def test_a_grid_is_that_of_torchvision(n, channels, columns):
-    images = torch.randint(256, (n, channels, 5, 6), dtype=torch.uint8)
-    theirs = make_grid(images, nrow=columns, padding=2, pad_value=255)
-    assert torch.equal(image_grid(images, columns), theirs)
