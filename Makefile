@@ -1,11 +1,11 @@
 # make reproduce [CONFIG=...] [ARGS=...]   the whole chain for one config, in its own environment
-# make test | test-slow | lint             what CI runs
+# make test | test-slow | test-cuda | lint             what CI runs
 PYTHON ?= python3
 CONFIG ?= config/digits.yaml
 ARGS   ?=
 BIN    := .venv/bin
 
-.PHONY: reproduce setup test test-slow lint
+.PHONY: reproduce setup test test-slow test-cuda lint
 
 reproduce: setup
 	$(BIN)/python reproduce.py --config $(CONFIG) $(ARGS)
@@ -15,6 +15,9 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+test-cuda: setup
+	$(BIN)/python -m pytest -m cuda -rs
 
 lint: setup
 	$(BIN)/ruff check .

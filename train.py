@@ -29,6 +29,7 @@ SHORTHANDS = {"epochs": "n_epoch", "batch_size": "batch_size", "lr": "lrate",
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; the shorthands are among the overrides of the config."""
     parser = job_parser(__doc__, checkpoint=False)
     parser.add_argument("--restart", action="store_true", help="start anew over an earlier run")
     parser.add_argument(
@@ -48,6 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """The job."""
     args = parse_args(argv)
     config = pick_config(args)
     if args.epochs and config.n_step:
@@ -136,6 +138,7 @@ def retire(folder: Path) -> None:
 
 
 def print_cost(trainer: Trainer) -> None:
+    """What --dry_run says."""
     cost = measure_cost(trainer)
     print(f"parameters        {cost.parameters:,}")
     print(f"GFLOPs per image  {cost.gflops_forward:.2f} forward, about 3 times that to train")

@@ -37,6 +37,7 @@ class Transforms:
     shift: Tensor  # a of the width (to the right) and of the height (down), in eighths of it
 
     def rows(self, share: slice) -> "Transforms":
+        """Those of the images in `share`."""
         return Transforms(
             **{field.name: getattr(self, field.name)[share] for field in fields(self)}
         )

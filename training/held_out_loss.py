@@ -2,7 +2,7 @@
 
 import torch
 
-from datasets import Batches
+from datasets import Batches, Dataset
 from model.denoiser import Denoiser
 from support import distributed
 from utils import autocast, generator
@@ -11,8 +11,10 @@ CHUNK = 250  # images per forward; the noise is drawn per chunk, so it is part o
 
 
 @torch.no_grad()
-def held_out_loss(denoiser: Denoiser, data, device: torch.device, use_amp: bool = False) -> float:
-    """Mean training loss over `data` (a Dataset), at noise levels and noise that never change.
+def held_out_loss(
+    denoiser: Denoiser, data: Dataset, device: torch.device, use_amp: bool = False
+) -> float:
+    """Mean training loss over `data`, at noise levels and noise that never change.
 
     A class-conditional network is told the labels. The chunks are divided among the ranks; every
     rank gets the mean of all.

@@ -23,13 +23,16 @@ class Window:
         }
 
     def add(self, per_image: Tensor, grad_norm: Tensor, u: Tensor, skipped: Tensor) -> None:
-        """per_image, u: (N,); a skipped step is counted, and left out of the other sums."""
+        """per_image, u: (N,); a skipped step is counted, and left out of the other sums.
+
+        The norm of scaled gradients that overflowed is left out too.
+        """
         sums = self.sums
         finite = ~skipped
         bad = skipped.float()
         sums["steps"] += finite
         sums["loss"] += torch.where(finite, per_image.mean(), 0)
-        sums["grad_norm"] += torch.where(finite, grad_norm, 0)
+        sums["grad_norm"] += torch.where(finite & grad_norm.isfinite(), grad_norm, 0)
         sums["skipped"] += bad
         sums["bad_in_a_row"] += 1
         sums["bad_in_a_row"] *= bad

@@ -1,6 +1,7 @@
 """Training a denoiser: the step, and all that it leaves changed."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int, total_steps: 
     return config.lrate * warm * LR_DECAYS[config.lr_decay](done)
 
 
-def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The config's optimizer, fused: one kernel, and it can skip a step without asking the host."""
     try:
         kind = getattr(torch.optim, config.optim)
@@ -54,6 +55,7 @@ class Loss(nn.Module):
         self.denoiser = denoiser
 
     def forward(self, *args: Tensor, **conditions: Tensor) -> Tensor:
+        """The loss of each image, (N,): see `Denoiser.loss`."""
         return self.denoiser.loss(*args, **conditions)
 
 
@@ -101,6 +103,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
+        """The step that ends the run."""
         return self.config.n_step or self.config.n_epoch * self.batches.steps_per_epoch
 
     @property

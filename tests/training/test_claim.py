@@ -53,12 +53,11 @@ def test_features_of_a_trained_network_tell_digits_apart_better_than_those_of_an
     linear.main([*common, *grid])
     linear.main([*common, *grid, "--baseline", "random"])
 
-    def accuracies(name: str) -> dict:
-        cells = json.loads((tmp_path / "run" / name).read_text())["cells"]
-        return {(cell["t"], cell["block"]): cell["test_accuracy"] for cell in cells}
-
-    trained = accuracies("linear_grid_cached.json")
-    untrained = accuracies("linear_grid_cached_random.json")
+    records = [json.loads(p.read_text()) for p in (tmp_path / "run").glob("linear_grid*.json")]
+    trained, untrained = (
+        {(cell["t"], cell["block"]): cell["test_accuracy"] for cell in record["cells"]}
+        for record in sorted(records, key=lambda record: record["baseline"] or "")
+    )
     for block in ("out_1", "out_2"):  # found: 14 to 16 points at t = 101, 23 to 24 at t = 201
         assert trained[101, block] > untrained[101, block] + 0.07
         assert trained[201, block] > untrained[201, block] + 0.15

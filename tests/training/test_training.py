@@ -9,54 +9,26 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from ema_pytorch import EMA
+from training_helpers import assert_same, metric_lines, new_run, state_of, trainer
 
 import checkpoint
 import train
 from config import load_config, parse_config
-from datasets import Dataset
 from model.models import build_denoiser
 from support.errors import UserError
 from training.run import Run
-from training.trainer import Trainer, learning_rate
+from training.trainer import learning_rate
 
 CPU = torch.device("cpu")
-
-
-def dataset(n: int, seed: int = 0) -> Dataset:
-    draw = np.random.default_rng(seed)
-    images = draw.integers(0, 256, (n, 1, 8, 8), dtype=np.uint8)
-    return Dataset("digits", "train", images, np.zeros(n, np.int64), ["0"])
-
-
-def trainer(config, use_amp=False) -> Trainer:
-    return Trainer(config, dataset(40), CPU, use_amp)
-
-
-def new_run(config, use_amp=False) -> Run:
-    return Run(trainer(config, use_amp), dataset(8, seed=1))
 
 
 @pytest.fixture
 def config(tiny_config):
     return parse_config({**tiny_config.model_dump(), "batch_size": 8, "n_epoch": 3})
-
-
-def state_of(t: Trainer) -> dict:
-    return {
-        **{f"net.{k}": v for k, v in t.denoiser.net.state_dict().items()},
-        **{f"ema.{k}": v for k, v in t.ema.ema_model.state_dict().items()},
-        **{f"window.{k}": v for k, v in t.window.sums.items()},
-    }
-
-
-def assert_same(a: dict, b: dict) -> None:
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def rates(steps=8, steps_per_epoch=2, **settings) -> list[float]:
@@ -191,77 +163,6 @@ def test_n_step_ends_the_run_as_an_epoch_does_and_may_be_raised(config):
     assert longer.step == 9
     for weights in ("net", "ema"):
         assert_same(longer.state()[weights], whole.state()[weights])
-
-
-def break_loss(t: Trainer):
-    real = t.denoiser.loss
-    t.denoiser.loss = lambda *args: real(*args) * float("nan")
-    return lambda: setattr(t.denoiser, "loss", real)
-
-
-def test_a_loss_that_is_not_finite_changes_no_weight(config):
-    run = new_run(config)
-    t = run.trainer
-    t.train_step()
-    before = {k: v.clone() for k, v in t.denoiser.net.state_dict().items()}
-    moments = [s["exp_avg"].clone() for s in t.optimizer.state.values()]
-    mend = break_loss(t)
-    t.train_step()
-    assert_same(before, t.denoiser.net.state_dict())
-    after = [s["exp_avg"] for s in t.optimizer.state.values()]
-    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
-    mend()
-    t.train_step()
-    values = run.read_window()
-    assert values["skipped"] == 1
-    assert math.isfinite(values["loss"])
-    assert all(p.isfinite().all() for p in t.denoiser.parameters())
-
-
-def one_saved_step(config, test: Dataset) -> Run:
-    run = Run(trainer(config), test)
-    run.trainer.train_step()
-    run.kept.save(1, run.trainer.full_state())
-    return run
-
-
-def test_ten_losses_in_a_row_that_are_not_finite_end_the_run(config):
-    """Here those of the training images alone: the weights stay good, and are saved."""
-    run = one_saved_step(config, dataset(8))
-    good = checkpoint.load(run.kept.path)["net"]
-    real = run.trainer.loss
-    run.trainer.loss = lambda *args: real(*args) * math.nan
-    with pytest.raises(UserError, match=f"step 15: 10 losses in .*{run.kept.path} holds step 10;"):
-        run.run()
-    assert_same(checkpoint.load(run.kept.path)["net"], good)
-
-
-@pytest.mark.parametrize("step", [5, 3])  # that ends the epoch, that a save by the clock is after
-@pytest.mark.parametrize("ruined", [math.nan, 1e30])  # these are finite, but no loss can be
-def test_ruined_weights_replace_no_good_ones(config, step, ruined):
-    """The step that ruins them has itself a finite loss."""
-    run = one_saved_step(config, dataset(8))
-    run.kept.every_s = 1e9 if step == 5 else 0
-    good = run.kept.path.read_bytes()
-    train_step = run.trainer.train_step
-
-    def ruins():
-        train_step()
-        if run.trainer.step == step:
-            for weight in run.trainer.denoiser.parameters():
-                weight.data.fill_(ruined)
-
-    run.trainer.train_step = ruins
-    saved = 1 if step == 5 else step - 1
-    with pytest.raises(UserError) as error:
-        run.run()
-    assert f"stopped at step {step}: the network's loss is no longer finite" in str(error.value)
-    assert f"latest.pth holds step {saved};" in str(error.value)
-    state = checkpoint.load(run.kept.path)
-    assert state["step"] == saved
-    assert all(weight.isfinite().all() for weight in state["net"].values())
-    assert (run.kept.path.read_bytes() == good) == (step == 5)
-    assert [path.name for path in run.ckpts.iterdir()] == ["latest.pth"]
 
 
 def test_the_loss_falls_on_real_digits(tiny_yaml):
@@ -400,15 +301,6 @@ def test_killed_and_resumed_equals_uninterrupted(tiny_yaml, tmp_path, how, monke
     for weights in ("net", "ema"):
         assert_same(resumed[weights], whole[weights])
     assert resumed_lines == metric_lines(run)
-
-
-def metric_lines(run: Path) -> list[dict]:
-    """Without what is measured in seconds and bytes."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if k not in ("images_per_s", "peak_memory_mb")}
-        for line in lines
-    ]
 
 
 @pytest.mark.parametrize(("options", "name", "weight"), [
