@@ -20,6 +20,7 @@ from cli import (
 )
 from config import Config
 from datasets import SPLITS
+from evaluation.classifiers.supervised import stratified
 from evaluation.plots import subject
 from evaluation.probe.cells import Cell, cells_of
 from evaluation.probe.features import FeatureSource, model_source, pixel_source
@@ -98,6 +99,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--baseline", choices=["random", "pixels"],
         help="probe an untrained network or the raw pixels instead of a checkpoint",
     )  # fmt: skip
+    parser.add_argument(
+        "--n_train", type=int, metavar="N",
+        help="fit the heads on N of the training images, the classes in proportion (default: all)",
+    )  # fmt: skip
     parser.add_argument("--save_features", metavar="NPZ", help="also write features and labels")
     parser.add_argument(
         "--batch_size", type=int, default=512,
@@ -109,7 +114,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     of_one_cell = (args.timesteps, args.blocks, args.sigmas)
     if not args.grid and any(len(given or []) > 1 for given in of_one_cell):
         raise UserError("several --timesteps, --blocks or --sigmas are of the grid: add --grid")
-    at_least(args, batch_size=1, epochs=0, seeds=0)
+    at_least(args, batch_size=1, epochs=0, seeds=0, n_train=1)
     if args.seeds and len(set(args.seeds)) < 2:
         raise UserError("--seeds: a standard deviation needs two that differ")
     if args.seeds and args.baseline == "pixels" and args.protocol != "paper":
@@ -186,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     source, config, what, facts = probed_source(args, device)
     cells = asked_cells(args, source, config)
     train, test = (load_dataset(args, config, split, source.denoiser) for split in SPLITS)
+    train = stratified(train, args.n_train, config.seed)
     probe = Probe(
         train=train, test=test, cells=cells,
         protocol=Protocol(args.protocol, config.linear, config.flip),
@@ -194,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     results = results_of(args, probe, source, config, what, facts)
     stem = file_stem(
         None if args.grid else cells[0], args.protocol, args.baseline,
-        epoch=results.about.get("epoch"), over=results.OVER,
+        epoch=results.about.get("epoch"), over=results.OVER, n_train=args.n_train,
     )  # fmt: skip
     if distributed.is_main():
         paths = results.save(results_folder(args, config) / stem)

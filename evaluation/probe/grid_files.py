@@ -18,15 +18,18 @@ def file_stem(
     *,
     epoch: int | None = None,
     over: str | None = None,
+    n_train: int | None = None,
 ) -> str:
     """The name of a probe's files: linear_grid, or linear_<block>_t<t> for one cell.
 
     What there is of the rest is added, and a protocol that is not the default:
-    linear_grid_ep59_cached, linear_grid_cached_random, linear_epochs_out_2_t21_knn.
+    linear_grid_ep59_cached, linear_grid_cached_random, linear_epochs_out_2_t21_knn. `n_train` is
+    given where a part of the training images is probed: linear_grid_ep59_cached_n10000.
     """
     where = "grid" if cell is None else f"{cell.block}_{cell.level.replace('=', '')}"
     at = None if epoch is None else f"ep{epoch}"
-    parts = ["linear", over, where, at, None if protocol == "paper" else protocol, baseline]
+    part = None if n_train is None else f"n{n_train}"
+    parts = ["linear", over, where, at, None if protocol == "paper" else protocol, part, baseline]
     return "_".join(filter(None, parts))
 
 
@@ -69,14 +72,21 @@ def untrained_results(
 
     about: the facts of the grid that found `results`. Raises UserError if the file is damaged.
     """
-    path = folder / f"{file_stem(None, about['protocol'], 'random')}.json"
-    if about["baseline"] is not None or not path.is_file():
+    if about["baseline"] is not None:
         return []
-    record = read_json(path)
-    same = all(record[key] == about[key] for key in ("dataset", "n_train", "n_test", "seed"))
-    same &= record["config"]["network"] == about["config"]["network"]
-    untrained = read_results(path)
-    return untrained if same and _covers(untrained, results) else []
+    for path in sorted(folder.glob("linear_grid*_random.json")):
+        record = read_json(path)
+        untrained = read_results(path)
+        if _probed_alike(record, about) and _covers(untrained, results):
+            return untrained
+    return []
+
+
+def _probed_alike(one: Mapping, other: Mapping) -> bool:
+    """Whether the facts of two grids are of the same network, images and protocol."""
+    keys = ("protocol", "dataset", "n_train", "n_test", "seed")
+    networks = [{**about["config"]["network"], "dropout": None} for about in (one, other)]
+    return networks[0] == networks[1] and all(one[key] == other[key] for key in keys)
 
 
 def _same(result: CellResult) -> tuple:

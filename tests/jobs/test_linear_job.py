@@ -249,3 +249,17 @@ def test_amp_runs(run, monkeypatch):
     assert record["fingerprint"].endswith("-bfloat16")
     assert record["headline"]["test_accuracy"] > 0.5
     assert torch.isfinite(torch.tensor(record["images_per_s"]))
+
+
+def test_a_part_of_the_training_images_has_files_of_its_own(run):
+    argv = ("--grid", "--timesteps", "1", "--blocks", "out_1", "--protocol", "cached")
+    folder = run(linear, *argv)
+    run(linear, *argv, "--n_train", "100")
+    run(linear, *argv, "--n_train", "100", "--baseline", "random")
+    whole, part = (read(folder, f"linear_grid_ep1_cached{name}.json") for name in ("", "_n100"))
+    assert (whole["n_train"], part["n_train"]) == (1437, 100)
+    assert whole["n_test"] == part["n_test"]
+    assert part["headline"]["test_accuracy"] < whole["headline"]["test_accuracy"]
+    assert (folder / "linear_grid_cached_n100_random.json").is_file()
+    run(linear, *argv, "--n_train", "100")
+    assert "untrained" in (folder / "linear_grid_ep1_cached_n100.md").read_text()
