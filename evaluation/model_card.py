@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 
 from checkpoint import TrainedModel, versions
-from evaluation.tables import with_interval
-from support.files import load_json, replacing
+from evaluation.probe.cells import CellResult
+from evaluation.probe.grid_files import file_stem, gain_rows, untrained_results
+from evaluation.tables import markdown_table, percent
+from support.files import has_form, load_json, replacing
 
 HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
     "cifar10": ("uoft-cs/cifar10", "https://www.cs.toronto.edu/~kriz/cifar.html"),
@@ -17,11 +19,11 @@ HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
     "tiny_imagenet": ("zh-plus/tiny-imagenet", "https://www.image-net.org/download.php"),
 }  # fmt: skip
 PROBE = {  # what is read of a grid's record, and its form
-    "baseline": str | None, "fingerprint": str, "protocol": str, "cells": list,
-    "headline": {
-        "t": int | float, "block": str, "test_accuracy": float, "test_interval": [float],
-    },
+    "baseline": str | None, "fingerprint": str, "protocol": str, "dataset": str, "seed": int,
+    "n_train": int, "n_test": int, "config": {"network": dict}, "headline": dict | None,
 }  # fmt: skip
+HEADLINE = {"k": int | None, "by_sigma": bool}  # none where all cells are combined; older: other
+NOT_MEASURED = "not measured"
 RECIPE = ("batch_size", "accumulate", "optim", "lrate", "warm_epoch", "warm_step", "lr_decay",
           "ema", "grad_clip", "flip", "cond_drop_prob", "seed")  # fmt: skip
 
@@ -56,24 +58,21 @@ def write_card(
 def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], list[str]]:
     """A row for each grid in `results` of a model with one of these fingerprints, beside it the
     same cell of an untrained network and the pixels; and the protocols of the grids."""
-    found = [(path, load_json(path, PROBE)) for path in sorted(results.glob("linear_grid*.json"))]
-    records = [(path, record) for path, record in found if record is not None]
     rows, protocols = [], []
-    for path, record in records:
-        if record["baseline"] or record["fingerprint"].rpartition("-")[0] not in fingerprints:
+    for path in sorted(results.glob("linear_grid*.json")):
+        record = load_json(path, PROBE)
+        if record is None or record["baseline"] or not has_form(record["headline"], HEADLINE):
             continue
-        best = record["headline"]
-        others = {
-            name: load_json(path.with_name(f"{path.stem}_{name}.json"), PROBE)
-            for name in ("random", "pixels")
-        }
-        untrained = _accuracy_at(others["random"], best["t"], best["block"])
-        gain = None if untrained is None else best["test_accuracy"] - untrained
-        pixels = others["pixels"] and others["pixels"]["headline"]["test_accuracy"]
-        accuracy = with_interval(best["test_accuracy"], best["test_interval"])
-        cell = f"{best['block']} at t = {best['t']}"
-        rows.append([record["protocol"], cell, accuracy, *map(_percent, (untrained, gain, pixels))])
-        protocols.append(record["protocol"])
+        if record["fingerprint"].rpartition("-")[0] not in fingerprints:
+            continue
+        protocol = record["protocol"]
+        best = CellResult.from_record(record["headline"])
+        untrained = untrained_results(results, record, [best])
+        of_untrained = gain_rows([best], untrained)[1][2:] if untrained else [NOT_MEASURED] * 2
+        pixels = load_json(results / f"{file_stem(None, protocol, 'pixels')}.json", PROBE)
+        of_pixels = percent(pixels["headline"]["test_accuracy"]) if pixels else NOT_MEASURED
+        rows.append([protocol, best.name, best.on_test, *of_untrained, of_pixels])
+        protocols.append(protocol)
     return rows, protocols
 
 
@@ -86,22 +85,6 @@ def samples_of(results: Path, fingerprints: set[str]) -> Path | None:
             names = (path.with_name("grid.png"), path.with_name("samples_grid.png"))
             grids += [name for name in names if name.is_file()]
     return max(grids, key=lambda grid: grid.stat().st_mtime, default=None)
-
-
-def _accuracy_at(record: dict | None, t: float, block: str) -> float | None:
-    for cell in record["cells"] if record else ():
-        if (cell["t"], cell["block"]) == (t, block):
-            return cell["test_accuracy"]
-    return None
-
-
-def _percent(part: float | None) -> str:
-    return "not measured" if part is None else f"{100 * part:.2f}"
-
-
-def _table(rows: list[list[str]]) -> str:
-    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([header, "|---" * len(rows[0]) + "|", *body])
 
 
 def _front_matter(released: dict) -> str:
@@ -158,7 +141,7 @@ def _recipe(released: dict) -> str:
     rows += [["commit of the training", trained.get("tiny-ddae", "not recorded")]]
     rows += [["commit of this export", made.get("tiny-ddae", "not known")]]
     rows += [["libraries", ", ".join(f"{k} {v}" for k, v in trained.items() if k != "tiny-ddae")]]
-    return f"## Recipe\n\n{_table(rows)}\n\n`config.json` holds the whole configuration."
+    return f"## Recipe\n\n{markdown_table(rows)}\n\n`config.json` holds the whole configuration."
 
 
 def _probes(rows: list[list[str]]) -> str:
@@ -167,9 +150,9 @@ def _probes(rows: list[list[str]]) -> str:
     header = ["protocol", "cell", "test accuracy in % (95 % interval)",
               "untrained network, same cell", "gain", "raw pixels"]  # fmt: skip
     return (
-        f"## Linear probe\n\n{_table([header, *rows])}\n\nThe cell is picked on images held out "
-        "of train, and its accuracy is that on test. Measured by `linear.py --grid` with the "
-        "protocol that stands in the row; figures of different protocols do not compare."
+        f"## Linear probe\n\n{markdown_table([header, *rows])}\n\nThe cell is picked on images "
+        "held out of train, and its accuracy is that on test. Measured by `linear.py --grid` with "
+        "the protocol that stands in the row; figures of different protocols do not compare."
     )
 
 

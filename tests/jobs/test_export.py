@@ -29,7 +29,7 @@ def exported(tiny_checkpoint, tmp_path, capsys):
 
 
 def accuracies(job_folder):
-    record = json.loads((job_folder / "linear_out_2_t21_cached.json").read_text())
+    record = json.loads((job_folder / "linear_out_2_t21_ep1_cached.json").read_text())
     return record["headline"]["test_accuracy"]
 
 
@@ -76,14 +76,15 @@ def test_the_card_and_what_is_printed(exported, tiny_checkpoint):
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "mit"
     best, untrained = (
-        json.loads((run / f"linear_grid_cached{name}.json").read_text()) for name in ("", "_random")
+        json.loads((run / f"linear_grid{name}.json").read_text())
+        for name in ("_ep1_cached", "_cached_random")
     )
     headline = best["headline"]
     there = {cell["block"]: cell["test_accuracy"] for cell in untrained["cells"]}
     gain = 100 * (headline["test_accuracy"] - there[headline["block"]])
     row = next(line for line in body.splitlines() if line.startswith("| cached"))
-    assert f"| {headline['block']} at t = 21 | {100 * headline['test_accuracy']:.2f} (" in row
-    assert f"| {gain:.2f} | not measured |" in row
+    assert f"| {headline['block']} at t=21 | {100 * headline['test_accuracy']:.2f} (" in row
+    assert f"| {gain:+.2f} | not measured |" in row
     assert description["sha256"] in body
     assert (folder / "samples.png").exists()
     assert "probes by cached" in printed
