@@ -99,7 +99,7 @@ class Network(Section):
     ch_mults: tuple[PositiveInt, ...] = (1, 2, 2, 2)  # one per resolution, from the top
     is_attn: tuple[bool, ...] = (False, False, False, False)
     dropout: float = Field(0.1, ge=0, lt=1)
-    n_blocks: PositiveInt = 1
+    n_blocks: int = Field(1, ge=1, le=100)  # of a size whose names below fit into memory
     use_res_for_updown: bool = False
     augment_dim: NonNegativeInt = 0
     attn_channels_per_head: PositiveInt | None = None  # None: one head over all channels

@@ -37,6 +37,11 @@ def test_an_odd_value_is_refused_in_words(process):
             assert parse_config(config.model_dump(mode="json")) == config  # as from a checkpoint
 
 
+def test_a_number_of_blocks_that_no_memory_holds_is_refused():
+    with pytest.raises(UserError, match=r"network\.n_blocks.*less than or equal to 100"):
+        parse_config({}, [f"network.n_blocks={10**30}"])
+
+
 @pytest.mark.parametrize("key", ["n_epoch", "lrate", "network.n_channels", "network.ch_mults"])
 def test_yes_is_no_number(key):
     value = "[yes]" if key.endswith("mults") else "yes"
