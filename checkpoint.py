@@ -22,7 +22,9 @@ from torch import Tensor
 
 from config import Config, config_differences, parse_config
 from model.denoiser import Denoiser
+from model.diffusers_checkpoints import config_of_pipeline, is_diffusers, read_pipeline
 from model.foreign_checkpoints import adopted, is_foreign
+from model.hub import fetched
 from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser, first_misfit
 from model.released import is_released, read_released
@@ -227,7 +229,10 @@ def load_denoiser(
     no such file, if it is damaged or of something else, if `config` describes another network or
     process, or if a weight is not finite.
     """
-    state = read_released(path) if is_released(path) else _read(Path(path))
+    where = fetched(path)
+    if is_diffusers(where):
+        return _of_pipeline(where, Path(path), device, config, overrides, input_scale)
+    state = read_released(where) if is_released(where) else _read(where)
     if is_foreign(state):
         state = adopted(state, Path(path), config, input_scale)
     state = _ours(state, Path(path))
@@ -255,6 +260,23 @@ def load_denoiser(
     denoiser.to(device).eval().requires_grad_(False)
     about = {key: state[key] for key in ("config", "step", "metrics", "versions") if key in state}
     return TrainedModel(denoiser, config, state["epoch"], Path(path), inside, about)
+
+
+def _of_pipeline(
+    folder: Path,
+    path: Path,
+    device: torch.device | str,
+    config: Config | None,
+    overrides: list[str],
+    input_scale: str | None,
+) -> TrainedModel:
+    """The model of a folder of diffusers, called epoch -1; `path` is its name. Raises UserError."""
+    if input_scale:
+        raise UserError(f"--input_scale {input_scale}: {path} was trained on [-1, 1]")
+    net, facts = read_pipeline(folder)
+    config = config_of_pipeline(facts, path, config, overrides)
+    denoiser = build_denoiser(config, net).to(device).eval().requires_grad_(False)
+    return TrainedModel(denoiser, config, -1, path)
 
 
 def untrained(config: Config, device: torch.device) -> TrainedModel:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoint import fingerprint
 from datasets import Dataset, to_model_range
 from model.denoiser import Denoiser
 from model.diffusers_networks import VAE_BATCH, Codec
@@ -27,7 +28,7 @@ def encoded(dataset: Dataset, denoiser: Denoiser, folder: Path) -> Dataset:
         return dataset
     if shape[0] not in (1, codec.shape[0]):
         raise UserError(f"{dataset.name} is in colour, and this model wants grey images")
-    key = short_hash([codec.fingerprint(), dataset.fingerprint()])
+    key = short_hash([codec.shape, fingerprint(codec.state_dict()), dataset.fingerprint()])
     path = folder / f"{dataset.name}_{dataset.split}_{key}.npy"
     sizes = " to ".join("x".join(map(str, s)) for s in (shape, codec.shape))
     how = f"{dataset.name} {dataset.split}: {sizes}" + (

@@ -32,25 +32,31 @@ def is_diffusers(path: Path) -> bool:
     return (path / INDEX).is_file()
 
 
+def pipeline_parts(path: Path) -> dict[str, str]:
+    """{part: the name of its class}. Raises UserError for one that is not read here."""
+    index = _read_json(path / INDEX)
+    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) > 1 and v[1]}
+    part = "transformer" if "transformer" in parts else "unet"
+    kind, others = parts.get(part), sorted(set(parts) - PARTS)
+    if kind not in NETWORKS or others:
+        found = f"{part} {kind}" if kind not in NETWORKS else f"part {others[0]}"
+        raise UserError(
+            f"{path}: its {found} is not read here: a pipeline has to be of a UNet2DModel or a "
+            "DiTTransformer2DModel, a scheduler, and for latents an AutoencoderKL"
+        )
+    return parts
+
+
 def read_pipeline(path: Path) -> tuple[DiffusersNet, dict]:
     """The networks on the CPU, and what a config says of such a model: its MODEL_KEYS.
 
     Raises UserError where diffusers is not installed, and for a kind of model, schedule or
     prediction that is not read here.
     """
-    index = _read_json(path / INDEX)
-    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) > 1 and v[1]}
+    parts = pipeline_parts(path)
     network_part = "transformer" if "transformer" in parts else "unet"
-    kind = parts.get(network_part)
-    others = sorted(set(parts) - PARTS)
-    if kind not in NETWORKS or others:
-        found = f"{network_part} {kind}" if kind not in NETWORKS else f"part {others[0]}"
-        raise UserError(
-            f"{path}: its {found} is not read here: a pipeline has to be of a UNet2DModel or a "
-            "DiTTransformer2DModel, a scheduler, and for latents an AutoencoderKL"
-        )
     diffusion = read_schedule(_folder_of(path, "scheduler") / "scheduler_config.json")
-    network = _from_pretrained(_folder_of(path, network_part), NETWORKS[kind])
+    network = _from_pretrained(_folder_of(path, network_part), NETWORKS[parts[network_part]])
     vae = None
     if "vae" in parts:
         vae = _from_pretrained(_folder_of(path, "vae"), "AutoencoderKL")

@@ -6,7 +6,6 @@ checked when it is read.
 """
 
 import hashlib
-import re
 from pathlib import Path
 
 import safetensors.torch
@@ -14,11 +13,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from support import distributed
 from support.errors import UserError
 from support.files import read_json, replacing, write_json
 
-HUB = "hf:"
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 FORMAT, FORMAT_VERSION = "tiny-ddae", 1
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -26,9 +23,8 @@ REQUIRED = {"config": dict, "epoch": int, "sha256": str}  # of config.json, with
 
 
 def is_released(path: str | Path) -> bool:
-    """Whether `path` is a folder, a .safetensors file or hf:owner/name, so not a checkpoint."""
-    name = str(path)
-    return name.startswith(HUB) or name.endswith(".safetensors") or Path(path).is_dir()
+    """Whether `path` is a folder or a .safetensors file, so not a checkpoint."""
+    return str(path).endswith(".safetensors") or Path(path).is_dir()
 
 
 def rounded(weights: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
@@ -67,10 +63,9 @@ def read_released(path: str | Path) -> dict:
 
     Raises UserError if it is not there, damaged, or of something else.
     """
-    name = str(path)
-    folder = _from_hub(name.removeprefix(HUB)) if name.startswith(HUB) else Path(path)
+    folder = Path(path)
     file = folder / WEIGHTS
-    if name.endswith(".safetensors") and not folder.is_dir():
+    if folder.suffix == ".safetensors" and not folder.is_dir():
         folder, file = folder.parent, folder
     if not file.exists() and not (folder / DESCRIPTION).exists():
         raise UserError(_nothing_in(folder, file))
@@ -124,29 +119,3 @@ def _nothing_in(folder: Path, file: Path) -> str:
     checkpoints = sorted(folder.glob("ckpts/*.pth")) or sorted(folder.glob("*.pth"))
     there = f"a file, such as --ckpt {checkpoints[-1]}" if checkpoints else "a folder of export.py"
     return f"{folder}: no {file.name} and no {DESCRIPTION} in it: give {there}"
-
-
-def _from_hub(name: str) -> Path:
-    """The folder of owner/name in the Hub's cache, fetched if it is not there.
-
-    Raises UserError that says what to do without huggingface_hub, a network, or such a name.
-    """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"{HUB}{name}: write {HUB}owner/name")
-    by_hand = (
-        f"or fetch {WEIGHTS} and {DESCRIPTION} from https://huggingface.co/{name} into a folder "
-        "and give that"
-    )
-    try:
-        from huggingface_hub import snapshot_download  # an optional dependency
-    except ImportError:
-        raise UserError(f"{HUB}{name}: pip install huggingface_hub, {by_hand}") from None
-    with distributed.main_first():
-        try:
-            return Path(snapshot_download(name, allow_patterns=[WEIGHTS, DESCRIPTION]))
-        except Exception as error:  # its network library's errors have no common base here
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{HUB}{name}: could not be fetched ({reason}); check the name and the network, "
-                f"{by_hand}"
-            ) from error

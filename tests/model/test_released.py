@@ -90,13 +90,13 @@ def test_the_hub(release, monkeypatch):
     model = checkpoint.load_denoiser("hf:owner/name")
     assert str(model.path) == "hf:owner/name"
     assert model.fingerprint() == checkpoint.load_denoiser(release).fingerprint()
-    assert asked == [("owner/name", ["model.safetensors", "config.json"])]
+    assert asked == [("owner/name", ["*.json", "model.safetensors"])]
 
 
 def test_the_hub_out_of_reach(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    by_hand = r"fetch model\.safetensors and config\.json from https://huggingface\.co/owner/name"
+    by_hand = r"fetch its files from https://huggingface\.co/owner/name"
     with pytest.raises(UserError, match=rf"could not be fetched .*{by_hand}"):
         checkpoint.load_denoiser("hf:owner/name")
     with pytest.raises(UserError, match="write hf:owner/name"):
