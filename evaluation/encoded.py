@@ -30,10 +30,10 @@ def encoded(dataset: Dataset, denoiser: Denoiser, folder: Path) -> Dataset:
         raise UserError(f"{dataset.name} is in colour, and this model wants grey images")
     key = short_hash([codec.shape, fingerprint(codec.state_dict()), dataset.fingerprint()])
     path = folder / f"{dataset.name}_{dataset.split}_{key}.npy"
-    sizes = " to ".join("x".join(map(str, s)) for s in (shape, codec.shape))
-    how = f"{dataset.name} {dataset.split}: {sizes}" + (
-        " and to latents" if denoiser.is_latent else ""
-    )
+    how = f"{dataset.name} {dataset.split}"
+    if shape != codec.shape:
+        how += ": {} becomes {}".format(*("x".join(map(str, s)) for s in (shape, codec.shape)))
+    how += ", encoded to latents" if denoiser.is_latent else ""
 
     def fits(kept: np.ndarray) -> bool:
         return kept.dtype == np.float16 and len(kept) == len(dataset)
