@@ -1,4 +1,4 @@
-"""Compares training recipes at one budget: each row is config/fast.yaml with a few values changed.
+"""Compares training recipes at one budget: each changes a few values of config/fast.yaml.
 
 python -m benchmarks.recipes --use_amp                         # one epoch of the main network each
 python -m benchmarks.recipes --use_amp --channels 32 --n_step 390 --n_train 10000     # coarse
@@ -12,12 +12,14 @@ from pathlib import Path
 
 import checkpoint
 from cli import at_least, int_list, job, job_parser
+from config import load_config
 from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
 from support.errors import UserError
 from support.files import read_json, write_json
 from utils import log
 
 BASE = "config/fast.yaml"
+BATCH = 64  # images of a step of the budget, whatever batches a recipe takes
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ RECIPES = {
     "log-normal, higher": Recipe(
         ("diffusion.time=lognormal", "diffusion.p_mean=-0.5"), "the same, more noise"
     ),
+    "log-normal, lr 2e-3": Recipe(("diffusion.time=lognormal", "lrate=2e-3"), "both together"),
+    "log-normal, v": Recipe(("diffusion.time=lognormal", "diffusion.objective=v"), "both together"),
     "zero init": Recipe(("network.zero_init=True",), "residual blocks begin as identities"),
 }
 
@@ -80,15 +84,16 @@ def names_of(args: argparse.Namespace) -> list[str]:
 
 def commands(name: str, args: argparse.Namespace) -> tuple[list[str], list[str], Path]:
     """(train.py's arguments, linear.py's, the run's folder) of a row at this budget."""
-    folder = Path(args.runs) / f"{name.replace(', ', '_').replace(' ', '_')}_{args.channels}"
-    folder = folder.with_name(f"{folder.name}_{args.n_step}")
+    words = "_".join(name.replace(",", "").split())
+    folder = Path(args.runs) / f"{words}_{args.channels}_{args.n_step}"
     settings = [
         *RECIPES[name].settings, *args.overrides, f"network.n_channels={args.channels}",
         f"save_dir={folder}", "n_sample=1",
     ]  # fmt: skip
-    batch = next((int(s.split("=")[1]) for s in settings if s.startswith("batch_size=")), 64)
-    settings.append(f"n_step={args.n_step * 64 // batch}")
-    shared = ["--config", BASE, "--data_dir", args.data_dir]
+    base = args.config or BASE
+    batch_size = load_config(base, settings).batch_size
+    settings.append(f"n_step={args.n_step * BATCH // batch_size}")
+    shared = ["--config", base, "--data_dir", args.data_dir]
     shared += ["--use_amp"] if args.use_amp else []
     shared += ["--device", args.device] if args.device else []
     shared += [word for setting in settings for word in ("--set", setting)]
@@ -136,7 +141,7 @@ def table(records: dict[str, dict]) -> list[list[str]]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     budget = (
-        f"{args.channels} channels, {args.n_step * 64:,} images, {args.n_train or 'all'} probed"
+        f"{args.channels} channels, {args.n_step * BATCH:,} images, {args.n_train or 'all'} probed"
     )
     stem = Path(args.output_dir) / f"recipes_{args.channels}_{args.n_step}"
     path = stem.with_suffix(".json")
