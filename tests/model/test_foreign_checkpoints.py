@@ -100,7 +100,7 @@ def test_the_probe_and_the_picture(tiny_yaml, tiny_config, tmp_path):
     call(linear, tiny_yaml, path, *cell, "--protocol", "cached", "--save_features", npz)
     with np.load(npz) as arrays:
         np.testing.assert_array_equal(arrays["test_t21_out_2"], expected)
-    assert json.loads((tmp_path / "linear_out_2_t21_cached.json").read_text())["epoch"] == 59
+    assert json.loads((tmp_path / "linear_out_2_t21_ep59_cached.json").read_text())["epoch"] == 59
     call(visualize_features, tiny_yaml, path, *cell, "--n", 10)
     assert (tmp_path / "tsne_ep59_t21_out_2.png").exists()
 
@@ -308,7 +308,7 @@ def test_input_scale_at_every_epoch(tiny_yaml, tiny_config, capsys):
     config, cell = ("--config", str(tiny_yaml), "--device", "cpu"), ("--timestep", "21")
     scale = ("--input_scale", "tiny-ddae")
     linear.main([*config, *cell, *scale, "--protocol", "cached", "--blockname", "out_2"])
-    one = json.loads((run / "linear_out_2_t21_cached.json").read_text())
+    one = json.loads((run / "linear_out_2_t21_ep3_cached.json").read_text())
     linear.main([*config, *cell, *scale, "--protocol", "cached", "--epochs", "all"])
     assert one["input_scale"] == "tiny-ddae"
     (path,) = run.glob("linear_*epochs*.json")

@@ -169,4 +169,4 @@ def test_the_jobs_take_it(tiny_config, tmp_path):
     sample.main(["--ckpt", str(path), "--device", "cpu", "--steps", "2", "--n", "2"])
     grid = ["--grid", "--timesteps", "21", "--protocol", "knn"]
     linear.main(["--ckpt", str(path), "--device", "cpu", *grid])
-    assert (tmp_path / "guided" / "linear_grid_knn.json").exists()
+    assert (tmp_path / "guided" / "linear_grid_ep1_knn.json").exists()
