@@ -249,6 +249,7 @@ class Batching:
     flip: bool = False  # each image mirrored with probability 1/2
     crop_padding: int = 0  # 0: no random crops
     drop_last: bool = False  # no batch that is smaller than the others
+    view: int = 0  # which draw of the flips and crops: other views of the same images
 
 
 class Batches:
@@ -310,7 +311,7 @@ class Batches:
     def _augment(self, images: Tensor, step: int, n: int) -> Tensor:
         """`images` are `self.part` of a batch of n."""
         how, device = self.how, self.device
-        draw = generator(device, how.seed, "augment", step)
+        draw = generator(device, how.seed, "augment", step, *([how.view] if how.view else []))
         if how.crop_padding:
             high = 2 * how.crop_padding + 1
             corners = torch.randint(high, (2, n), generator=draw, device=device)

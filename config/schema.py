@@ -175,6 +175,29 @@ class Linear(Section):
     blockname: str = "out_2"
 
 
+class Distill(Section):
+    """Self-distillation, see training/distill.py: a second loss, off while `loss` is None."""
+
+    loss: Literal["infonce", "regression", "dispersive"] | None = None
+    block: str = "out_2"  # whose features it is about
+    weight: PositiveFloat = 0.1  # of it, beside the denoising loss
+    temperature: PositiveFloat = 0.2  # of infonce
+    queue: NonNegativeInt = 4096  # keys of earlier images that infonce compares with, too
+    tau: PositiveFloat = 0.5  # of dispersive, a squared distance per channel
+    projector_width: PositiveInt = 256  # hidden units
+    # the lowest and the highest t of the teacher's images; None: those of the probe's grid
+    teacher_timesteps: tuple[PositiveInt, PositiveInt] | None = None
+    teacher_color: float = Field(0.0, ge=0, le=1)  # strength of its colour augmentation; 0: none
+    teacher_augment: float = Field(0.0, ge=0, le=1)  # probability of its geometric augmentation
+
+    @field_validator("teacher_timesteps")
+    @classmethod
+    def _timesteps_in_order(cls, timesteps):
+        if timesteps and timesteps[0] > timesteps[1]:
+            raise ValueError("teacher_timesteps must be the lowest t and the highest")
+        return timesteps
+
+
 class Config(Section):
     """What every experiment has; `PROCESSES` holds the classes that are whole."""
 
@@ -202,6 +225,7 @@ class Config(Section):
     optim: Literal["Adam", "AdamW", "SGD"] = "Adam"
     optim_args: dict[str, Any] = {}
     seed: NonNegativeInt = 0
+    distill: Distill = Distill()
 
     n_sample: PositiveInt = 30  # images in the grid drawn during training
     sample_every: PositiveInt = 5  # epochs between grids and test losses
@@ -217,6 +241,15 @@ class Config(Section):
             raise ValueError(
                 f"diffusion.augment_prob needs network.augment_dim {AUGMENT_LABELS}: the network "
                 "is told how its input was augmented"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dispersive_sees_whole_steps(self):
+        if self.distill.loss == "dispersive" and self.accumulate > 1:
+            raise ValueError(
+                "distill.loss dispersive compares the images of one forward, which depend on the "
+                "number of processes where accumulate is above 1: set accumulate to 1"
             )
         return self
 

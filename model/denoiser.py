@@ -115,7 +115,8 @@ class Denoiser(nn.Module, ABC):
         noise: Tensor,
         y: Tensor | None = None,
         augment: Tensor | None = None,
-    ) -> Tensor:
+        blocks: Collection[str] | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The weighted mean squared error per image: (N,).
 
         w(sigma) |D - x0|^2, computed as w c_out^2 |F - target|^2 so that nothing is divided by a
@@ -124,27 +125,42 @@ class Denoiser(nn.Module, ABC):
         x0: (N, C, H, W) in [-1, 1], sigma: (N,), noise: like x0, standard normal, y: (N,)
         labels, augment: (N, augment_dim), how x0 was augmented. For eps prediction this is DDPM's
         L_simple (Ho et al. 2020, eq. 14), for EDM eq. 8 of Karras et al. 2022.
+
+        With `blocks`, beside it what `features` gives of the same pass: (loss, {name: (N, C)}).
         """
         s = _per_image(sigma)
         x = x0 + s * noise
-        f = self._net(self.c_in(s) * x, self.c_noise(sigma), augment=augment, y=y)
+        given = {"augment": augment, "y": y}
+        if blocks:
+            given |= {"blocks": blocks, "with_output": True}
+        f = self._net(self.c_in(s) * x, self.c_noise(sigma), **given)
+        f, features = f if blocks else (f, None)
         target = (x0 - self.c_skip(s) * x) / self.c_out(s)
-        return self.loss_weight(sigma) * (f.float() - target).square().mean(dim=(1, 2, 3))
+        loss = self.loss_weight(sigma) * (f.float() - target).square().mean(dim=(1, 2, 3))
+        return (loss, features) if blocks else loss
 
     def features(
-        self, x0: Tensor, t: float | Tensor, noise: Tensor, blocks: Collection[str]
+        self,
+        x0: Tensor,
+        t: float | Tensor,
+        noise: Tensor,
+        blocks: Collection[str],
+        augment: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Spatial means of the named decoder blocks on x0 + sigma_t * noise: {name: (N, C)}.
 
-        x0, noise: (N, C, H, W); t: one for all or (N,), in 1..n_T, whole or between. Raises
-        ValueError for a block that the network does not have.
+        x0, noise: (N, C, H, W); t: one for all or (N,), in 1..n_T, whole or between; augment:
+        (N, augment_dim), how x0 was augmented. Raises ValueError for a block that the network does
+        not have.
         """
         unknown = set(blocks) - set(self.block_names)
         if unknown or not blocks:
             raise ValueError(f"no block {sorted(unknown)}; there are {', '.join(self.block_names)}")
         sigma = self.sigma(torch.as_tensor(t, device=x0.device).expand(len(x0)))
         s = _per_image(sigma)
-        return self._net(self.c_in(s) * (x0 + s * noise), self.c_noise(sigma), blocks=blocks)
+        x = self.c_in(s) * (x0 + s * noise)
+        told = {} if augment is None else {"augment": augment}
+        return self._net(x, self.c_noise(sigma), blocks=blocks, **told)
 
     def _net(self, x: Tensor, c_noise: Tensor, **conditions):
         return self.net(x.float(), c_noise.float(), **conditions)

@@ -88,13 +88,15 @@ class UNet(nn.Module):
         augment: Tensor | None = None,
         blocks: Collection[str] | None = None,
         y: Tensor | None = None,
-    ) -> Tensor | dict[str, Tensor]:
+        with_output: bool = False,
+    ) -> Tensor | dict[str, Tensor] | tuple[Tensor, dict[str, Tensor]]:
         """x: (N, C, H, W), c_noise: (N,), augment: (N, augment_dim) -> F: (N, C, H, W).
 
         y: (N,), the labels of a class-conditional network, -1 for none; None: none at all.
 
         With `blocks`, the spatial means of those instead: {name: (N, channels)}, float32;
-        what lies above the last one asked for is not computed.
+        what lies above the last one asked for is not computed. `with_output` gives both of one
+        pass, F and the means.
         """
         emb = self.time_emb(c_noise, augment, y)
         h = self.image_proj(x)
@@ -113,8 +115,9 @@ class UNet(nn.Module):
             name = next(names)
             if blocks is not None and name in blocks:
                 features[name] = h.mean(dim=(2, 3), dtype=torch.float32)
-                if len(features) == len(blocks):
+                if len(features) == len(blocks) and not with_output:
                     return features
             if name == self.self_condition:
                 emb = self.conditioning(h, emb)
-        return self.final(F.silu(self.norm(h)))
+        output = self.final(F.silu(self.norm(h)))
+        return (output, features) if with_output else output

@@ -127,6 +127,19 @@ def gather_shares(rows: Tensor, n: int) -> Tensor:
     return sum_over_ranks(whole)
 
 
+def gather_with_gradient(rows: Tensor, n: int) -> Tensor:
+    """`gather_shares`, through which a gradient reaches this rank's own rows.
+
+    It is `world_size` times that of the result, because `replicated` averages over the ranks what
+    is here a sum of one part from each.
+    """
+    if not dist.is_initialized():
+        return rows
+    whole, mine = gather_shares(rows.detach(), n), share(n)
+    own = rows.detach() + world_size() * (rows - rows.detach())
+    return torch.cat([whole[: mine.start], own, whole[mine.stop :]])
+
+
 def gather_rows(rows: np.ndarray) -> np.ndarray:
     """The rows (n_rank, ...) of all ranks, in the order of the ranks, on every rank's host."""
     if not dist.is_initialized():

@@ -96,11 +96,13 @@ class Run:
             average = loss if average is None else weight * average + (1 - weight) * loss
         metrics["loss_average"] = average
         metrics["skipped"] += int(sums["skipped"])
+        distill = {"distill_loss": trainer.distill.read_and_reset()} if trainer.distill else {}
         buckets = zip(sums["bucket_loss"], sums["bucket_images"], strict=True)
         return {
             "epoch": trainer.epoch,
             "loss": loss,
             "loss_average": average,
+            **distill,
             "loss_by_t": [total / n if n else None for total, n in buckets],
             "grad_norm": sums["grad_norm"] / steps if steps else None,
             "param_norm": float(get_total_norm(trainer.denoiser.parameters())),

@@ -15,6 +15,7 @@ from model.models import build_denoiser
 from support import distributed
 from support.errors import UserError
 from training.augmentation import augment
+from training.distill import Distillation
 from training.loss_sums import Window
 from utils import amp_dtype, autocast, generator, log, seed_everything
 
@@ -48,15 +49,23 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch
 
 
 class Loss(nn.Module):
-    """The denoiser's loss as a `forward`, of which DistributedDataParallel averages gradients."""
+    """The denoiser's loss as a `forward`, of which DistributedDataParallel averages gradients.
 
-    def __init__(self, denoiser: Denoiser):
+    With `distill`, beside it the projected features that `distill.loss` is about.
+    """
+
+    def __init__(self, denoiser: Denoiser, distill: Distillation | None):
         super().__init__()
         self.denoiser = denoiser
+        self.block = distill and distill.settings.block
+        self.projector = distill and distill.projector
 
-    def forward(self, *args: Tensor, **conditions: Tensor) -> Tensor:
-        """The loss of each image, (N,): see `Denoiser.loss`."""
-        return self.denoiser.loss(*args, **conditions)
+    def forward(self, *args: Tensor, **conditions: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The loss of each image, (N,): see `Denoiser.loss`; with `distill`, also z, (N, C)."""
+        if self.block is None:
+            return self.denoiser.loss(*args, **conditions)
+        loss, features = self.denoiser.loss(*args, **conditions, blocks=[self.block])
+        return loss, self.projector(features[self.block])
 
 
 class Trainer:
@@ -81,10 +90,8 @@ class Trainer:
             include_online_model=False,
         )  # its counters stay on the host, so that an update reads nothing back from the device
         self.ema_denoiser = build_denoiser(config, self.ema.ema_model).to(device).eval()
-        self.optimizer = build_optimizer(config, self.denoiser.parameters())
         needs_scaler = use_amp and amp_dtype(device) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=needs_scaler)
-        self.loss = distributed.replicated(Loss(self.denoiser))
         self.window = Window(device)
         self.images_per_step = config.batch_size * config.accumulate
         mine = distributed.share_of_batch(config.batch_size)
@@ -98,6 +105,13 @@ class Trainer:
                 f"batch_size {config.batch_size} times accumulate {config.accumulate} is more than "
                 f"the {len(train)} training images"
             )
+        self.distill = None
+        if config.distill.loss:
+            self.distill = Distillation(config, self.ema_denoiser, train, self.part, use_amp)
+        loss = Loss(self.denoiser, self.distill)
+        self.parameters = list(loss.parameters())  # the network's, and a projector's
+        self.loss = distributed.replicated(loss)
+        self.optimizer = build_optimizer(config, self.parameters)
         self.step = 0
         self.metrics = {"loss_average": None, "skipped": 0, "best_loss": None, "best_epoch": None}
 
@@ -126,11 +140,13 @@ class Trainer:
             group["lr"] = lr
         x0, u, noise, conditions = self._draw_images()
         sigma = self.denoiser.training_sigma(u[self.part])
+        if self.distill:
+            self.distill.look(self.step, sigma)
         self.optimizer.zero_grad(set_to_none=True)
         per_image = self._backward(x0, sigma, noise, conditions)
         self.scaler.unscale_(self.optimizer)
         per_image = distributed.gather_shares(per_image, self.images_per_step)
-        grad_norm = clip_grad_norm_(self.denoiser.parameters(), config.grad_clip)
+        grad_norm = clip_grad_norm_(self.parameters, config.grad_clip)
         if self.scaler.is_enabled():  # an overflow of the scaled gradients is no bad loss
             skipped = ~per_image.isfinite().all()
             self.scaler.step(self.optimizer)
@@ -140,20 +156,26 @@ class Trainer:
             self.optimizer.found_inf = skipped.float()
             self.optimizer.step()
         self.ema.update()
+        if self.distill:
+            self.distill.keep(skipped, self.ema.get_current_decay())
         self.window.add(per_image, grad_norm, u, skipped)
         self.step += 1
 
     def _backward(self, x0: Tensor, sigma: Tensor, noise: Tensor, conditions: dict) -> Tensor:
         """Leaves the gradient of the mean loss of all ranks' images, computed in `accumulate`
-        batches. Returns the losses of this rank's images, (N,)."""
+        batches. Returns the denoising losses of this rank's images, (N,)."""
         n = len(x0) // self.config.accumulate
         losses = []
         for start in range(0, len(x0), n):
             batch = slice(start, start + n)
             given = {name: value[batch] for name, value in conditions.items()}
             with autocast(self.device, self.use_amp):
-                per_image = self.loss(x0[batch], sigma[batch], noise[batch], **given)
-            self.scaler.scale(per_image.mean() / self.config.accumulate).backward()
+                found = self.loss(x0[batch], sigma[batch], noise[batch], **given)
+            per_image, z = found if self.distill else (found, None)
+            loss = per_image.mean()
+            if self.distill:
+                loss = loss + self.distill.loss(z, batch)
+            self.scaler.scale(loss / self.config.accumulate).backward()
             losses.append(per_image.detach())
         return torch.cat(losses)
 
@@ -204,6 +226,8 @@ class Trainer:
             "window": self.window.sums,
             "use_amp": self.use_amp,
         }
+        if self.distill:
+            resume["distill"] = self.distill.state_dict()
         return {**self.state(), "resume": resume}
 
     def resume(self, state: dict) -> None:
@@ -214,6 +238,8 @@ class Trainer:
         self.scaler.load_state_dict(resume["scaler"])
         self.ema.step.fill_(resume["ema_step"])
         self.window.load(resume["window"])
+        if self.distill:
+            self.distill.load_state_dict(resume["distill"])
         if resume["use_amp"] != self.use_amp:
             log.info(
                 "note: so far this run was %s --use_amp", "without" if self.use_amp else "with"

@@ -48,7 +48,7 @@ def test_the_example_for_ones_own_images_shows_every_setting_and_explains_every_
     text = (ROOT / "config" / "folder.yaml").read_text()
     shown, known = yaml.safe_load(text), load_config(ROOT / "config" / "folder.yaml").model_dump()
     assert shown.keys() == known.keys()
-    for section in ("diffusion", "network", "linear"):
+    for section in ("diffusion", "network", "distill", "linear"):
         assert shown[section].keys() == known[section].keys()
     bare = [line for line in text.splitlines() if line and "#" not in line]
     assert all(line.endswith(":") for line in bare), bare
