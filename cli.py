@@ -1,7 +1,6 @@
 """What every job's command line shares: its arguments, and how a user's mistake is answered."""
 
 import argparse
-import contextlib
 import functools
 import os
 import signal
@@ -9,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -39,24 +39,24 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if silent else super()._get_help_string(action)
 
 
-def job(main):
+def job(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     """Decorates a job's `main(argv=None)`: a UserError ends it with its message and exit code 2.
 
-    Of several processes only rank 0 prints. What ends all of them is said once; any other
-    exception ends its process with a traceback, whereupon torchrun ends the others. Nobody has to
-    read what a job prints: see `support.streams`.
+    Of several processes only rank 0 prints. An error that all of them meet is printed once. Any
+    other exception ends its process with a traceback, and torchrun then ends the others. The job
+    goes on if its output is closed: see `support.streams`.
     """
 
     @functools.wraps(main)
-    def wrapped(argv: list[str] | None = None):
+    def wrapped(argv: list[str] | None = None) -> int:
         with lasting_output():
             return ended(argv)
 
-    def ended(argv: list[str] | None):
+    def ended(argv: list[str] | None) -> int:
         distributed.start()
         setup_logging()
         try:
-            with only_main_prints():
+            with distributed.only_main_prints():
                 result = main(argv)
         except UserError as error:
             message, code = f"error: {error}", 2
@@ -69,21 +69,11 @@ def job(main):
         else:
             distributed.stop()  # not after an error: it may wait for a rank that has failed
             return result
-        if distributed.says_first(message):
+        if distributed.is_first_to_say(message):
             print(message, file=sys.stderr)
         raise SystemExit(code)
 
     return wrapped
-
-
-@contextlib.contextmanager
-def only_main_prints():
-    """Drops the standard output of all ranks but the first."""
-    if distributed.is_main():
-        yield
-        return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,9 @@ class JobParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter)
         self.excludes = excludes
 
-    def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
+    def parse_args(
+        self, args: list[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """The arguments. Raises UserError for options that are given and exclude each other.
 
         An option is given if it was typed, also with the value of its default.
@@ -127,8 +119,8 @@ class JobParser(argparse.ArgumentParser):
                     raise UserError(f"--{option} and --{other} exclude each other: {row.why}")
         return namespace
 
-    def error(self, message: str):
-        """Raises UserError."""
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError, which `job` prints, where argparse would print and exit."""
         raise UserError(f"{message}; --help shows all arguments")
 
 
@@ -183,6 +175,7 @@ def job_parser(
 
 
 def add_output_dir(parser: argparse.ArgumentParser) -> None:
+    """Adds --output_dir; `results_folder` reads it."""
     parser.add_argument("--output_dir", help="where the results go (default: the run's save_dir)")
 
 
@@ -192,14 +185,13 @@ def results_folder(args: argparse.Namespace, config: Config) -> Path:
 
 
 def one_cell(args: argparse.Namespace, config: Config) -> tuple[int, str]:
-    """(timestep, block): --timestep and --blockname, what is not given (or not taken) the
-    config's."""
+    """(timestep, block): --timestep and --blockname, else those of the config's `linear`."""
     t, block = (vars(args).get(name) for name in ("timestep", "blockname"))
     return config.linear.timestep if t is None else t, block or config.linear.blockname
 
 
 def at_least(args: argparse.Namespace, **least: int) -> None:
-    """Raises UserError for an option that was given, a number or a list, and is less than that."""
+    """Raises UserError for an option, a number or a list of them, that is below its limit."""
     for name, limit in least.items():
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [value]:
@@ -236,7 +228,21 @@ def int_list(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"'{text}': expected whole numbers, as in 1,2,3") from None
 
 
+def sums_of(kind: type) -> Callable[[str], list[list]]:
+    """The argument type of 1,11,1+11: [[1], [11], [1, 11]]."""
+
+    def sums(text: str) -> list[list]:
+        try:
+            return [[kind(part) for part in some.split("+")] for some in text.split(",")]
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"'{text}': expected {what}, as in 1,2,1+2") from None
+
+    return sums
+
+
 def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --sampler and its settings; `chosen_sampler` reads them."""
     group = parser.add_argument_group("sampler")
     group.add_argument(
         "--sampler", "--mode", type=str.lower, choices=list(SAMPLERS),
@@ -267,14 +273,17 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampler_arguments_given(args: argparse.Namespace) -> list[str]:
-    """Those of `add_sampler_arguments` that the command line holds, as it would write them."""
+    """The options of `add_sampler_arguments` that were typed, such as ["--sampler", "--steps"]."""
     names = ("sampler", "steps", "eta", "spacing", "guidance", "classes")
     given = [f"--{name}" for name in names if getattr(args, name) is not None]
     return given + (["--no_clip"] if args.no_clip else [])
 
 
 def chosen_sampler(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSettings:
-    """The settings that the arguments of `add_sampler_arguments` name. Raises UserError."""
+    """The settings that the arguments of `add_sampler_arguments` name.
+
+    Raises UserError for what the sampler or the network cannot do.
+    """
     return sampler_settings(
         denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip,
         args.guidance, args.classes,
@@ -287,7 +296,7 @@ def overrides_and_seed(args: argparse.Namespace) -> list[str]:
 
 
 def config_path(args: argparse.Namespace) -> Path:
-    """The YAML that the command line names. Raises UserError."""
+    """The YAML that the command line names. Raises UserError if it names none."""
     if args.dataset:
         return find_config(args.dataset)
     if args.config is None:
@@ -296,7 +305,7 @@ def config_path(args: argparse.Namespace) -> Path:
 
 
 def pick_config(args: argparse.Namespace) -> Config:
-    """The config that the command line names, or the one inside --ckpt. Raises UserError."""
+    """The config that the command line names, or the one inside --ckpt."""
     if vars(args).get("ckpt") is not None:
         return load_model(args, torch.device("cpu")).config
     return load_config(config_path(args), overrides_and_seed(args))
@@ -316,7 +325,7 @@ def load_dataset(
     args: argparse.Namespace, config: Config, split: str, denoiser: Denoiser | None = None
 ) -> Dataset:
     """The "train" or "test" split of the config's dataset, from --data_dir; with a denoiser, its
-    images as that sees them, see `encoded`. Raises UserError."""
+    images as that sees them, see `encoded`."""
     with distributed.main_first():  # it downloads, and keeps what it has decoded
         dataset = read_dataset(config, args.data_dir, split, args.skip_bad_images)
     if denoiser is None:
@@ -325,10 +334,7 @@ def load_dataset(
 
 
 def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:
-    """The trained model that the command line names, by --ckpt or by --config and --epoch.
-
-    Raises UserError.
-    """
+    """The trained model that the command line names, by --ckpt or by --config and --epoch."""
     if args.ckpt is None:
         config = pick_config(args)
         path = find(config.save_dir, args.epoch)

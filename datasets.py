@@ -1,9 +1,7 @@
 """A dataset by its name -> uint8 arrays -> shuffled, augmented batches in [-1, 1] on the device."""
 
 import difflib
-import functools
 import hashlib
-import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,15 +15,10 @@ from torch.nn import functional as F
 from config import Config
 from config.schema import DiffusersNetwork, Network
 from readers import official
-from readers.image_files import first_of, list_folder, read_images
+from readers.class_folders import SPLITS, near_miss, read_class_folders
 from support.errors import UserError
-from utils import generator, log, permutation
+from utils import generator, note_once, permutation
 
-SPLITS = ("train", "test")
-NEAR_MISSES = {  # what the folder of a split is called elsewhere, in any case of letters
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation", "eval"),
-}
 AT_ONCE = 4096  # images of a memory map that are read together
 GPU_FRACTION = 0.25  # an array stays on the GPU if it takes at most this part of its free memory
 
@@ -92,7 +85,7 @@ def read_dataset(
     shape = _shape_to_read(name, config.network)
     root = _class_folders(name, Path(data_dir))
     if root:
-        images, labels, class_names = _read_class_folders(root, split, shape, skip_bad_images)
+        images, labels, class_names = read_class_folders(root, split, shape, skip_bad_images)
     else:
         read_official = SOURCES[name].read_official
         images, labels, class_names = read_official(Path(data_dir), split, skip_bad_images)
@@ -136,15 +129,12 @@ def _check_classes(name: str, class_names: list[str], config: Config) -> None:
             f"network (cond_drop_prob) would draw some that it never saw; set it to {found}"
         )
     if found < expected:
-        _note_once(f"{name}: {found} classes here, of the {expected} that the config names")
+        note_once(f"{name}: {found} classes here, of the {expected} that the config names")
 
 
-@functools.cache
-def _note_once(text: str) -> None:
-    log.info(text)
-
-
-def _check_every_class_has_images(name: str, split: str, labels, class_names) -> None:
+def _check_every_class_has_images(
+    name: str, split: str, labels: np.ndarray, class_names: list[str]
+) -> None:
     counts = np.bincount(labels, minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if empty:
@@ -163,7 +153,7 @@ def _class_folders(name: str, data_dir: Path) -> Path | None:
             return root
     for root in candidates:
         for split in SPLITS:
-            if hint := _near_miss(root, split):
+            if hint := near_miss(root, split):
                 raise UserError(f"{root / split}: no such folder: {hint}")
     if any_files:
         raise UserError(
@@ -173,55 +163,29 @@ def _class_folders(name: str, data_dir: Path) -> Path | None:
     return None
 
 
-def _read_class_folders(root: Path, split: str, shape, skip_bad_images: bool):
-    """-> images, labels, class_names of `root/<split>/<class>/*`; classes in alphabetical order."""
-    class_names = _class_names(root)
-    beside = list_folder(root / split)
-    left_out = [*(os.path.basename(file.path) for file in beside.files), *beside.special]
-    files, labels = [], []
-    for label, class_name in enumerate(class_names):
-        found = list_folder(root / split / class_name)
-        if not found.files:
-            raise UserError(f"{root / split / class_name}: no images: fill or remove this class")
-        files += found.files
-        labels += [label] * len(found.files)
-        left_out += [f"{class_name}/{name}" for name in [*found.folders, *found.special]]
-    if left_out:
-        _note_once(
-            f"{root / split}: left out, because images are read as <class>/<file> only: "
-            f"{first_of(left_out)}"
+def stratified(dataset: Dataset, n: int | None, seed: int) -> Dataset:
+    """n images of the dataset, see `stratified_subset`; all of it if n is None."""
+    return dataset if n is None else dataset.take(stratified_subset(dataset.labels, n, seed))
+
+
+def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """(n,) ascending indices: the classes in their proportions, of each at least one image.
+
+    Of one seed, a smaller subset is part of a larger one. Raises UserError if n is less than the
+    number of classes or more than that of the labels.
+    """
+    classes = np.unique(labels)
+    if not len(classes) <= n <= len(labels):
+        raise UserError(
+            f"{n} images asked for: there are {len(labels):,} of {len(classes)} classes; give a "
+            "number between these two"
         )
-    images, kept = read_images(root, split, files, shape, skip_bad_images)
-    return images, np.array(labels, dtype=np.int64)[kept], class_names
-
-
-def _class_names(root: Path) -> list[str]:
-    """The class folders, which train and test must share."""
-    names = {}
-    for split in SPLITS:
-        folder = root / split
-        names[split] = list_folder(folder).folders if folder.is_dir() else []
-        if not names[split]:
-            expected = _near_miss(root, split) or f"expected {folder}/<class>/<image files>"
-            raise UserError(f"{folder}: no class folders: {expected}")
-    for split, other in (SPLITS, SPLITS[::-1]):
-        extra = sorted(set(names[split]) - set(names[other]))
-        if extra:
-            raise UserError(
-                f"{root / split}: {', '.join(extra[:5])}: not among the class folders of {other}: "
-                "train and test must have the same classes"
-            )
-    return names["train"]
-
-
-def _near_miss(root: Path, split: str) -> str | None:
-    """What to do if the folder of a split, which is not there, has another name."""
-    if (root / split).is_dir() or not root.is_dir():
-        return None
-    for name in list_folder(root).folders:
-        if name.lower() in NEAR_MISSES[split]:
-            return f"there is {root / name}: rename it to {split}"
-    return None
+    place = np.empty(len(labels))  # of an image among those of its class, in 0..1
+    for label in classes:
+        index = np.flatnonzero(labels == label)
+        order = permutation(len(index), seed, "subset", int(label))
+        place[index[order]] = np.arange(len(index)) / len(index)
+    return np.sort(np.argsort(place, kind="stable")[:n])
 
 
 # --- batches

@@ -24,7 +24,7 @@ from cli import (
     pick_config,
     results_folder,
 )
-from datasets import SPLITS, Dataset
+from datasets import SPLITS, Dataset, stratified
 from evaluation.classifiers.finetuning import (
     COMPARED,
     RECIPE,
@@ -33,7 +33,7 @@ from evaluation.classifiers.finetuning import (
     side_by_side,
     start_name,
 )
-from evaluation.classifiers.supervised import Recipe, comparable, stratified
+from evaluation.classifiers.supervised import Recipe, comparable
 from evaluation.plots import curves, subject
 from evaluation.probe.features import model_source
 from evaluation.tables import wilson_interval

@@ -1,8 +1,9 @@
 """Linear probe: how well a linear classifier reads the classes from frozen features."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from checkpoint import untrained, versions
 from cli import (
@@ -17,10 +18,10 @@ from cli import (
     one_cell,
     pick_config,
     results_folder,
+    sums_of,
 )
 from config import Config
-from datasets import SPLITS
-from evaluation.classifiers.supervised import stratified
+from datasets import SPLITS, stratified
 from evaluation.plots import subject
 from evaluation.probe.cells import Cell, cells_of
 from evaluation.probe.features import FeatureSource, model_source, pixel_source
@@ -48,20 +49,8 @@ EXCLUDES = (
 
 
 def epoch_list(text: str) -> list[int]:
+    """The argument type of 1,2,3 or all; [] stands for all."""
     return [] if text == "all" else int_list(text)
-
-
-def sums_of(kind: type) -> Callable[[str], list[list]]:
-    """The argument type of 1,11,1+11: [[1], [11], [1, 11]]."""
-
-    def sums(text: str) -> list[list]:
-        try:
-            return [[kind(part) for part in some.split("+")] for some in text.split(",")]
-        except ValueError:
-            what = "whole numbers" if kind is int else "numbers"
-            raise argparse.ArgumentTypeError(f"'{text}': expected {what}, as in 1,2,1+2") from None
-
-    return sums
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -122,7 +111,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def probed_source(args, device) -> tuple[FeatureSource, Config, str, dict]:
+def probed_source(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[FeatureSource, Config, str, dict]:
     """What is probed (of --epochs the newest), its config, words for titles, facts for files."""
     facts = {"checkpoint": None, "epoch": None}
     if args.baseline is None:
@@ -139,27 +130,25 @@ def probed_source(args, device) -> tuple[FeatureSource, Config, str, dict]:
     return source, config, what, facts | {"fingerprint": source.fingerprint}
 
 
-def asked_cells(args, source: FeatureSource, config: Config) -> tuple[Cell, ...]:
-    """The cells to probe. Raises UserError for a timestep or block that is not there."""
-    if args.grid:
-        timesteps, blocks = (
-            [[t] for t in source.default_timesteps],
-            [[b] for b in source.block_names],
-        )
-    elif args.baseline == "pixels":
-        timesteps, blocks = [[args.timestep or 0]], [[args.blockname or "pixels"]]
-    else:
-        t, block = one_cell(args, config)
-        timesteps, blocks = [[t]], [[block]]
-    if args.sigmas:
-        timesteps = [[source.timestep(sigma) for sigma in some] for some in args.sigmas]
-    return cells_of(
-        source, args.timesteps or timesteps, args.blocks or blocks, by_sigma=bool(args.sigmas)
-    )
+def asked_cells(
+    args: argparse.Namespace, source: FeatureSource, config: Config
+) -> tuple[Cell, ...]:
+    """The cells of the grid, or the one cell."""
+    timesteps, blocks = args.timesteps, args.blocks
+    if not args.grid:
+        at_pixels = (args.timestep or 0, args.blockname or "pixels")
+        t, block = at_pixels if args.baseline == "pixels" else one_cell(args, config)
+        timesteps, blocks = timesteps or [[t]], blocks or [[block]]
+    return cells_of(source, timesteps, blocks, args.sigmas)
 
 
 def results_of(
-    args, probe: Probe, source: FeatureSource, config: Config, what: str, facts: dict
+    args: argparse.Namespace,
+    probe: Probe,
+    source: FeatureSource,
+    config: Config,
+    what: str,
+    facts: dict,
 ) -> Grid | EpochCurve | SeedTable:
     """What the probe finds, under a title and with the facts that its files record."""
     cell = None if args.grid else probe.cells[0]

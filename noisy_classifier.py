@@ -25,7 +25,7 @@ from cli import (
     pick_config,
     results_folder,
 )
-from datasets import SPLITS
+from datasets import SPLITS, stratified, stratified_subset
 from evaluation.classifiers.noisy import (
     RECIPES,
     mlp_on_features,
@@ -38,8 +38,6 @@ from evaluation.classifiers.noisy import (
 from evaluation.classifiers.noisy_report import write_accuracies
 from evaluation.classifiers.supervised import (
     SupervisedTraining,
-    stratified,
-    stratified_subset,
     training_batches,
 )
 from model.models import PROCESSES

@@ -1,6 +1,7 @@
 """Seeding, device and precision, logging and progress."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import sys
@@ -135,6 +136,12 @@ def setup_logging() -> None:
     log.handlers = [handler]
     log.setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
     log.propagate = False
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """Logs `text`, at its first call alone."""
+    log.info(text)
 
 
 def redirect_to_bar():

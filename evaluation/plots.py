@@ -3,7 +3,6 @@
 Matplotlib is imported where something is drawn: no job waits for it before it has work.
 """
 
-import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from datasets import to_uint8
+from evaluation.fonts import as_written
 from support.files import replacing
-from utils import log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +91,7 @@ def scatter(
         legend = figure.legend(loc="outside right center", frameon=False, ncols=1 + n // 21)
         for handle in legend.legend_handles:
             handle.set_sizes([LEGEND_MARKER])
-        style = _as_written(class_names)
+        style = as_written(class_names)
         for text, name in zip(legend.get_texts(), class_names, strict=True):
             text.set(text=name, **style)  # as a label, a name that begins with _ would be hidden
     return _save(figure, path)
@@ -248,7 +247,7 @@ def image_grids(
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
     centres = (np.arange(len(row_titles)) + 0.5) * height / len(row_titles)
-    axes[0].set_yticks(centres, row_titles, fontsize=9, **_as_written(row_titles))
+    axes[0].set_yticks(centres, row_titles, fontsize=9, **as_written(row_titles))
     axes[0].tick_params(length=0)
     figure.suptitle(title, fontsize=11)
     return _save(figure, path)
@@ -308,46 +307,6 @@ def _colour_map(name: str):
 
 def _save(figure: "Figure", path: Path) -> "Figure":
     with replacing(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # said by _as_written
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # said by as_written
         figure.savefig(temporary, format="png", dpi=150)
     return figure
-
-
-def _as_written(names: Sequence[str]) -> dict:
-    """How to show names that people chose, such as those of classes: a $ is a dollar, and what
-    the usual font lacks comes from an installed font that has it."""
-    from matplotlib.font_manager import FontProperties
-
-    families, lacking = _fonts_with(frozenset("".join(names)))
-    if lacking:
-        log.warning(
-            "no font here has %s: boxes in the figure; install one that has, such as Noto Sans CJK",
-            "".join(sorted(lacking)),
-        )
-    return {"parse_math": False, "fontfamily": [*FontProperties().get_family(), *families]}
-
-
-@functools.cache
-def _fonts_with(characters: frozenset[str]) -> tuple[list[str], set[str]]:
-    """Families of installed fonts that have what the usual one lacks, and what none has."""
-    from matplotlib.font_manager import FontProperties, findfont, fontManager
-
-    lacking = {c for c in characters if c.isprintable()} - _characters(findfont(FontProperties()))
-    families = []
-    for font in fontManager.ttflist:
-        if not lacking:
-            break
-        try:
-            found = lacking & _characters(font.fname)
-        except (OSError, RuntimeError):  # the list is older than the folder; or a damaged font
-            continue
-        if found:
-            families.append(font.name)
-            lacking -= found
-    return families, lacking
-
-
-def _characters(font: str) -> set[str]:
-    from matplotlib.font_manager import get_font
-
-    return {chr(code) for code in get_font(font).get_charmap()}

@@ -29,15 +29,18 @@ def start() -> None:
 
 
 def stop() -> None:
+    """Leaves the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
+    """This process's number among all, from 0; 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -51,8 +54,8 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def says_first(message: str) -> bool:
-    """Whether no other rank has said this: what all of them have to say is printed once."""
+def is_first_to_say(message: str) -> bool:
+    """Whether no other rank has asked this of the same message; the first one prints it."""
     if not dist.is_initialized():
         return True
     try:
@@ -62,14 +65,24 @@ def says_first(message: str) -> bool:
 
 
 def barrier() -> None:
-    """Waits for every rank; of use before reading what rank 0 wrote."""
+    """Waits until every rank is here, as before reading what rank 0 wrote."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextlib.contextmanager
+def only_main_prints() -> Iterator[None]:
+    """Drops what the ranks other than 0 print in the block to standard output."""
+    if is_main():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+@contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """Rank 0 runs the block before the others do, who then find what it has put on the disk."""
+    """Rank 0 runs the block before the others, which then find its files on the disk."""
     if not is_main():
         barrier()
     yield
@@ -83,7 +96,7 @@ def share(n: int) -> range:
 
 
 def at_least_one(mine: range) -> range:
-    """`mine`, or where it is empty an index of another rank's: no network takes an empty batch.
+    """`mine`, or one index of another rank's if it is empty: no network takes an empty batch.
 
     Only the first len(mine) results are to be used.
     """
@@ -109,7 +122,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def max_over_ranks(value: int) -> int:
-    """The largest `value` of the ranks; between the hosts, without waiting for their GPUs."""
+    """The largest `value` of all ranks. It goes from host to host: no rank waits for its GPU."""
     if not dist.is_initialized():
         return value
     largest = torch.tensor(value)

@@ -13,7 +13,7 @@ from data_helpers import random_pixels
 from PIL import Image
 
 import checkpoint
-import datasets
+import utils
 from config import Config, parse_config
 from model.models import build_denoiser
 from utils import log, seed_everything
@@ -127,7 +127,7 @@ def messages(monkeypatch) -> list[str]:
     monkeypatch.setattr(log, "handlers", [handler])
     monkeypatch.setattr(log, "level", logging.INFO)
     log.manager._clear_cache()
-    datasets._note_once.cache_clear()
+    utils.note_once.cache_clear()
     return found
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import datasets
 from config import parse_config
-from datasets import read_dataset
+from datasets import Dataset, read_dataset, stratified, stratified_subset
 from readers import image_files
 from support.errors import UserError
 
@@ -261,3 +261,26 @@ def test_a_class_conditional_network_needs_the_true_number_of_classes(tree):
     )
     with pytest.raises(UserError, match=r"has 2 classes here.*set it to 2"):
         read_dataset(config, tree, "train")
+
+
+# --- parts of a dataset
+
+
+def test_subsets_are_stratified_and_nested():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 50, 2]))
+    small, large = (stratified_subset(labels, n, seed=0) for n in (15, 60))
+    assert set(small) < set(large)
+    assert np.bincount(labels[small]).tolist() == [9, 5, 1]
+    balanced = np.arange(500) % 10
+    assert (np.bincount(balanced[stratified_subset(balanced, 70, seed=0)]) == 7).all()
+    assert np.bincount(labels[stratified_subset(labels, 3, 0)]).tolist() == [1, 1, 1]
+    assert len(stratified_subset(labels, 152, 0)) == 152
+    assert not np.array_equal(small, stratified_subset(labels, 15, seed=1))
+    images = np.arange(152, dtype=np.uint8).reshape(152, 1, 1, 1)
+    dataset = Dataset("numbered", "train", images, labels, ["a", "b", "c"])
+    assert np.array_equal(stratified(dataset, 15, 0).images.flatten(), small)
+    assert np.array_equal(stratified(dataset, 15, 0).labels, labels[small])
+    assert stratified(dataset, None, 0) is dataset
+    for n in (2, 153):
+        with pytest.raises(UserError, match=f"{n} images asked for: there are 152 "):
+            stratified_subset(labels, n, 0)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from support import distributed
 from support.errors import UserError
 from support.files import read_json
 from support.resumable import SAVE_EVERY_S, Resumable, all_finite
-from utils import amp_dtype, autocast, log, permutation, progress, redirect_to_bar, seed_everything
+from utils import amp_dtype, autocast, log, progress, redirect_to_bar, seed_everything
 
 Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
 
@@ -66,31 +65,6 @@ def sgd(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         module.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay,
         nesterov=True,
     )  # fmt: skip
-
-
-def stratified(dataset: Dataset, n: int | None, seed: int) -> Dataset:
-    """n images of the dataset, see `stratified_subset`; all of it if n is None."""
-    return dataset if n is None else dataset.take(stratified_subset(dataset.labels, n, seed))
-
-
-def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """(n,) ascending indices: the classes in their proportions, of each at least one image.
-
-    Of one seed, a smaller subset is part of a larger one. Raises UserError if n is less than the
-    number of classes or more than that of the labels.
-    """
-    classes = np.unique(labels)
-    if not len(classes) <= n <= len(labels):
-        raise UserError(
-            f"{n} images asked for: there are {len(labels):,} of {len(classes)} classes; give a "
-            "number between these two"
-        )
-    place = np.empty(len(labels))  # of an image among those of its class, in 0..1
-    for label in classes:
-        index = np.flatnonzero(labels == label)
-        order = permutation(len(index), seed, "subset", int(label))
-        place[index[order]] = np.arange(len(index)) / len(index)
-    return np.sort(np.argsort(place, kind="stable")[:n])
 
 
 def training_batches(

@@ -69,17 +69,22 @@ class Cell:
 
 def cells_of(
     source: FeatureSource,
-    timesteps: Sequence[Sequence[float]],
-    blocks: Sequence[Sequence[str]],
-    by_sigma: bool = False,
+    timesteps: Sequence[Sequence[float]] | None = None,
+    blocks: Sequence[Sequence[str]] | None = None,
+    sigmas: Sequence[Sequence[float]] | None = None,
 ) -> tuple[Cell, ...]:
     """Every one of `timesteps` with every one of `blocks`: the cells that are asked for.
 
     Each of them is a list: one timestep (or block), or several that are put side by side, in
-    whatever order. The block "all" stands for all of them. Raises UserError for a timestep or
-    block that the source does not have.
+    whatever order. The block "all" stands for all of them. None: the timesteps of the source's
+    grid, each of its blocks alone. `sigmas` are noise levels in place of timesteps. Raises
+    UserError for a timestep, noise level or block that the source does not have.
     """
-    names = source.block_names
+    names, by_sigma = source.block_names, bool(sigmas)
+    timesteps = timesteps or [[t] for t in source.default_timesteps]
+    if sigmas:
+        timesteps = [[source.timestep(sigma) for sigma in sum_] for sum_ in sigmas]
+    blocks = blocks or [[name] for name in names]
     blocks = [names if list(sum_) == [ALL] else sum_ for sum_ in blocks]
     source.check({t for sum_ in timesteps for t in sum_}, [b for sum_ in blocks for b in sum_])
     times = {tuple(sorted({as_timestep(t) for t in sum_})) for sum_ in timesteps}

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from evaluation import plots
+from evaluation.fonts import fonts_with
 from evaluation.plots import curves, heat_map, image_grids, scatter
 from support.errors import UserError
 
@@ -68,7 +68,7 @@ def test_names_that_people_chose_are_shown_as_they_are(tmp_path):
 
 
 def test_characters_come_from_a_font_that_has_them_or_are_named():
-    families, lacking = plots._fonts_with(frozenset("a猫\U0010fffd"))
+    families, lacking = fonts_with(frozenset("a猫\U0010fffd"))
     assert "a" not in lacking
     assert ("猫" in lacking) == (not families)
 

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import nn
 
 import finetune
-from datasets import Dataset, read_dataset
+from datasets import read_dataset
 from evaluation.classifiers.finetuning import RECIPE, Classifier, accuracy, fine_tuning
-from evaluation.classifiers.supervised import SupervisedTraining, stratified, stratified_subset
+from evaluation.classifiers.supervised import SupervisedTraining
 from model.models import build_denoiser
 from support.errors import Stopped, UserError
 from utils import generator
@@ -149,26 +149,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(start):
     run.classifier.head.bias.data.fill_(math.nan)
     with pytest.raises(UserError, match="lower --lr"):
         run.run()
-
-
-def test_subsets_are_stratified_and_nested():
-    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 50, 2]))
-    small, large = (stratified_subset(labels, n, seed=0) for n in (15, 60))
-    assert set(small) < set(large)
-    assert np.bincount(labels[small]).tolist() == [9, 5, 1]
-    balanced = np.arange(500) % 10
-    assert (np.bincount(balanced[stratified_subset(balanced, 70, seed=0)]) == 7).all()
-    assert np.bincount(labels[stratified_subset(labels, 3, 0)]).tolist() == [1, 1, 1]
-    assert len(stratified_subset(labels, 152, 0)) == 152
-    assert not np.array_equal(small, stratified_subset(labels, 15, seed=1))
-    images = np.arange(152, dtype=np.uint8).reshape(152, 1, 1, 1)
-    dataset = Dataset("numbered", "train", images, labels, ["a", "b", "c"])
-    assert np.array_equal(stratified(dataset, 15, 0).images.flatten(), small)
-    assert np.array_equal(stratified(dataset, 15, 0).labels, labels[small])
-    assert stratified(dataset, None, 0) is dataset
-    for n in (2, 153):
-        with pytest.raises(UserError, match=f"{n} images asked for: there are 152 "):
-            stratified_subset(labels, n, 0)
 
 
 # --- the job
