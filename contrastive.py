@@ -35,6 +35,7 @@ EXCLUDES = tuple(
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; `epoch` is None where all checkpoints are measured."""
     parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.set_defaults(epoch=None)  # all that --epoch_interval chooses
     parser.add_argument(
@@ -122,6 +123,7 @@ def measured(
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Measures each checkpoint, and writes contrastive.json and contrastive.png."""
     args = parse_args(argv)
     device = pick_device(args.device)
     images, rows = None, []

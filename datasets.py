@@ -234,7 +234,7 @@ class Batches:
         labels: np.ndarray,
         batch_size: int,
         device: torch.device,
-        how: Batching = Batching(),  # noqa: B008: it is frozen
+        how: Batching = Batching(),
         part: slice = slice(None),
     ):
         self.n_images, self.batch_size, self.device = len(images), batch_size, device
@@ -304,7 +304,8 @@ def _on_device(images: np.ndarray, device: torch.device) -> Tensor:
     """The one copy of this array on the device, whoever asks for it."""
     key = (id(images), device)
     if key not in _copies:
-        copy = _copies[key] = torch.empty(images.shape, dtype=torch.uint8, device=device)
+        dtype = torch.from_numpy(np.empty(0, images.dtype)).dtype
+        copy = _copies[key] = torch.empty(images.shape, dtype=dtype, device=device)
         for start in range(0, len(images), AT_ONCE):
             rows = slice(start, start + AT_ONCE)
             copy[rows] = torch.from_numpy(np.array(images[rows]))  # torch wants it writable

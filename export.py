@@ -19,6 +19,7 @@ from utils import pick_device
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
     parser = job_parser(__doc__)
     parser.add_argument("--output_dir", metavar="DIR", help="default: <save_dir>/export_ep<epoch>")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the weights")
@@ -32,6 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Writes the weights, their description and the model card."""
     args = parse_args(argv)
     one_process("export.py")
     model = load_model(args, pick_device(args.device))

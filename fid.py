@@ -53,6 +53,7 @@ EXCLUDES = (Exclusion("samples", ("n", "epoch", "input_scale"), "the images are 
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Raises UserError if they name no images, or too few."""
     parser = job_parser(
         "Scores samples against all training images: FID, and KID with --kid.", excludes=EXCLUDES
     )
@@ -86,6 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> None:
+    """Writes the scores as .json and prints them. --export_reference writes training images."""
     args = parse_args(argv)
     device = pick_device(args.device)
     images = None if args.samples is None else read_images(args.samples)

@@ -28,6 +28,7 @@ from datasets import SPLITS, Dataset, stratified
 from evaluation.classifiers.finetuning import (
     COMPARED,
     RECIPE,
+    RECORD,
     Classifier,
     fine_tuning,
     side_by_side,
@@ -46,6 +47,7 @@ ARCHITECTURE = ("model_type", "net_type", "diffusion", "network", "flip")  # and
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
     parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument(
         "--scratch", action="store_true",
@@ -71,14 +73,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_start(args, device: torch.device) -> TrainedModel:
+def load_start(args: argparse.Namespace, device: torch.device) -> TrainedModel:
     """The checkpoint's model, or with --scratch the weights that training begins with."""
     if not args.scratch:
         return load_model(args, device)
     return untrained(pick_config(args), device)
 
 
-def load_datasets(args, model: TrainedModel) -> tuple[Dataset, Dataset]:
+def load_datasets(args: argparse.Namespace, model: TrainedModel) -> tuple[Dataset, Dataset]:
     """Train, or the --n_train images of it, and test."""
     config = model.config
     train, test = (load_dataset(args, config, split, model.denoiser) for split in SPLITS)
@@ -86,7 +88,7 @@ def load_datasets(args, model: TrainedModel) -> tuple[Dataset, Dataset]:
 
 
 def deciding_settings(
-    args, recipe: Recipe, model: TrainedModel, train: Dataset, test: Dataset
+    args: argparse.Namespace, recipe: Recipe, model: TrainedModel, train: Dataset, test: Dataset
 ) -> dict:
     """What decides the result. Raises UserError for a timestep or block that is not there."""
     config = model.config
@@ -112,7 +114,9 @@ def write_result(folder: Path, stem: str, record: dict) -> None:
     start is in both if its file is there."""
     paths = {True: folder / f"{stem}_scratch.json", False: folder / f"{stem}.json"}
     scratch, plot = record["scratch"], folder / f"{stem}.png"
-    other = comparable(paths[not scratch], record, COMPARED)
+    if distributed.is_main():
+        write_json(paths[scratch], record)
+    other = comparable(paths[not scratch], record, COMPARED, RECORD)
     records = [record] if other is None else [other, record] if scratch else [record, other]
     what = subject(record["dataset"], record["architecture"]["model_type"])
     title = (
@@ -124,7 +128,6 @@ def write_result(folder: Path, stem: str, record: dict) -> None:
     }
     epochs = [epoch["epoch"] for epoch in record["history"]]
     if distributed.is_main():
-        write_json(paths[scratch], record)
         curves(plot, epochs, lines, title, "epoch of fine-tuning", "test accuracy in %")
     print(f"{title}, {len(epochs)} epochs, {record['n_test']:,} test images\n")
     print(f"{side_by_side(records)}\n\nwrote {paths[scratch]} and {plot}")
@@ -132,6 +135,7 @@ def write_result(folder: Path, stem: str, record: dict) -> None:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Trains the classifier, and writes its accuracies as .json and .png."""
     args = parse_args(argv)
     recipe = RECIPE.changed_by(vars(args))
     device = pick_device(args.device)

@@ -54,6 +54,7 @@ def epoch_list(text: str) -> list[int]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Raises UserError for cells and seeds that do not go together."""
     parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument("--grid", action="store_true", help="probe all blocks x timesteps")
     parser.add_argument(
@@ -175,6 +176,7 @@ def results_of(
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Probes the cells, and writes what it finds as .json, .md and .png."""
     args = parse_args(argv)
     device = pick_device(args.device)
     source, config, what, facts = probed_source(args, device)

@@ -53,6 +53,7 @@ EXCLUDES = (
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; what is left out is the recipe's."""
     parser = job_parser(__doc__, excludes=EXCLUDES)
     add = parser.add_argument
     add("--backbone", choices=list(RECIPES), required=True, help="wrn needs no checkpoint")
@@ -76,6 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Trains the classifier, scores it at every noise level, and writes .json and .png."""
     args = parse_args(argv)
     recipe = RECIPES[args.backbone].changed_by(vars(args))
     device = pick_device(args.device)

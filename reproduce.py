@@ -5,6 +5,7 @@ Each job is a process of its own; run again, the chain goes on where it stopped.
 """
 
 import argparse
+import codecs
 import contextlib
 import multiprocessing
 import signal
@@ -13,7 +14,9 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from io import BufferedReader
 from pathlib import Path
+from types import FrameType
 
 import checkpoint
 from cli import (
@@ -33,12 +36,12 @@ from evaluation.run_report import command_line, write_report
 from sampling import default_samples_folder, sampler_settings
 from support.errors import UserError
 from support.files import read_json, write_json
+from support.resumable import stopping_signals
 from training.cost import Cost, measure_cost
 from training.trainer import Trainer
 from utils import log, pick_device, setup_logging
 
 LONG_SECONDS = 3600  # what is expected to take longer is announced
-INTERRUPTED = {code for s in (signal.SIGINT, signal.SIGTERM) for code in (128 + s, -s)}
 MAY_BE_LEFT_OUT = ("fid",)  # needs weights that cannot always be had
 STEP = {"command": list, "seconds": int | float, "left_out": str | None}
 RECORD = {"weights": str | None, "steps": {str: STEP}}  # of reproduce.json
@@ -51,6 +54,7 @@ SHORTENED_BY = {
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; without a config the dataset is digits."""
     parser = job_parser(__doc__, checkpoint=False)
     parser.add_argument(
         "--protocol", choices=["paper", "cached"], default="paper", help="of the linear probe"
@@ -68,6 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Runs what has not been run, and writes the report."""
     args = parse_args(argv)
     one_process("reproduce.py")
     config = pick_config(args)
@@ -95,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def common_arguments(args: argparse.Namespace) -> list[str]:
+    """What every job of the chain is given: config, data, device and overrides."""
     command = ["--config", str(config_path(args)), "--data_dir", args.data_dir]
     command += ["--device", args.device] if args.device else []
     command += ["--use_amp"] if args.use_amp else []
@@ -127,10 +133,12 @@ def later_steps(
 
 
 def python(script: str) -> list[str]:
+    """The start of a command that runs this script of ours."""
     return [sys.executable, str(Path(__file__).resolve().parent / script)]
 
 
 def read_record(path: Path) -> dict:
+    """What reproduce.json says of an earlier call; empty without it."""
     if not path.exists():
         return {"weights": None, "steps": {}}
     return read_json(path, RECORD)
@@ -147,7 +155,7 @@ def run(name: str, command: list[str], earlier: dict | None = None) -> dict:
     with forwarding_signals(process):
         messages = pass_on(process.stderr)
         code = process.wait()
-    if code in INTERRUPTED:
+    if code in {c for number in stopping_signals() for c in (128 + number, -number)}:
         raise SystemExit(code if code > 0 else 128 - code)
     reason = messages.rpartition("error: ")[2].strip()
     if code and name not in MAY_BE_LEFT_OUT:
@@ -156,27 +164,30 @@ def run(name: str, command: list[str], earlier: dict | None = None) -> dict:
     return {"command": command, "seconds": round(seconds, 1), "left_out": reason if code else None}
 
 
-def pass_on(stream) -> str:
-    """Copies a job's standard error to ours as it comes; returns the end of it."""
-    end = b""
+def pass_on(stream: BufferedReader) -> str:
+    """Copies a job's standard error to ours as it comes. Returns the last 4096 characters of it."""
+    decoder, end = codecs.getincrementaldecoder("utf-8")("replace"), ""
     while chunk := stream.read1(4096):
-        sys.stderr.buffer.write(chunk)
+        text = decoder.decode(chunk)
+        sys.stderr.write(text)
         sys.stderr.flush()
-        end = (end + chunk)[-4096:]
-    return end.decode(errors="replace")
+        end = (end + text)[-4096:]
+    return end
 
 
 @contextlib.contextmanager
 def forwarding_signals(process: subprocess.Popen) -> Iterator[None]:
-    """Lets the job end in its own way: it gets SIGTERM from us, SIGINT from the terminal."""
-    handlers = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
-    }
+    """Lets the job end in its own way: what stops us stops it, and we wait for it."""
+
+    def pass_to_job(number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:  # which the terminal sends to the job itself
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_to_job) for number in stopping_signals()}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -198,6 +209,7 @@ def announce_long_work(args: argparse.Namespace, config: Config) -> None:
 
 
 def measure(args: argparse.Namespace, config: Config) -> tuple[Cost, int]:
+    """The cost of training, and the number of all images."""
     setup_logging()
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     trainer = Trainer(config, train, pick_device(args.device), args.use_amp)

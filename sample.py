@@ -43,6 +43,7 @@ SHOWN = 8  # images of --show_intermediate, --save_x0 and --neighbours
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
     parser = job_parser(__doc__, excludes=EXCLUDES)
     add_sampler_arguments(parser)
     parser.add_argument(
@@ -74,6 +75,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Draws the images that are missing, and writes the grid, samples.json and more pictures."""
     args = parse_args(argv)
     device = pick_device(args.device)
     model = load_model(args, device)
@@ -109,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def more_pictures(folder: Path, args, model: TrainedModel, settings: SamplerSettings) -> None:
+def more_pictures(
+    folder: Path, args: argparse.Namespace, model: TrainedModel, settings: SamplerSettings
+) -> None:
     """The pictures that were asked for beside the set."""
     if distributed.is_main() and (args.show_intermediate or args.save_x0):
         indices = list(range(min(args.n, SHOWN)))
@@ -120,7 +124,9 @@ def more_pictures(folder: Path, args, model: TrainedModel, settings: SamplerSett
         save_neighbours(folder / "neighbours.png", samples, train, model, args.use_amp)
 
 
-def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Path) -> None:
+def interpolate(
+    model: TrainedModel, settings: SamplerSettings, args: argparse.Namespace, folder: Path
+) -> None:
     """One strip of images, between two starting noises on their great circle."""
     if not settings.deterministic:
         raise UserError(f"--interpolate needs a deterministic sampler, not {settings.tag()}")
@@ -138,7 +144,14 @@ def interpolate(model: TrainedModel, settings: SamplerSettings, args, folder: Pa
     print(f"wrote {path}")
 
 
-def draw(model, settings, missing: Sequence[int], args, folder: Path, description: dict) -> float:
+def draw(
+    model: TrainedModel,
+    settings: SamplerSettings,
+    missing: Sequence[int],
+    args: argparse.Namespace,
+    folder: Path,
+    description: dict,
+) -> float:
     """Draws the missing images; samples.json is there before the first. Returns the seconds.
 
     Several processes divide the images among them.

@@ -19,6 +19,8 @@ Watcher = Callable[[Tensor, float, Tensor], None]  # x (N, C, H, W), sigma, D(x,
 
 @dataclass(frozen=True)
 class SamplerSettings:
+    """A sampler, its noise levels and its guidance: with a seed, all that decides an image."""
+
     sampler: str  # a row of samplers.SAMPLERS
     steps: int
     eta: float | None  # None where the sampler fixes it
@@ -75,7 +77,9 @@ def sampler_settings(
     return settings
 
 
-def _checked_labels(denoiser: Denoiser, guidance: float | None, classes: list[int] | None):
+def _checked_labels(
+    denoiser: Denoiser, guidance: float | None, classes: list[int] | None
+) -> tuple[float | None, tuple[int, ...] | None]:
     if not denoiser.classes:
         if guidance is not None or classes is not None:
             raise UserError(
@@ -94,7 +98,10 @@ def _checked_labels(denoiser: Denoiser, guidance: float | None, classes: list[in
 
 
 def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
-    """The falling noise levels of a sampler, and the final 0. Raises UserError."""
+    """The falling noise levels of a sampler, and the final 0.
+
+    Raises UserError if the spacing has not so many steps.
+    """
     spacing = settings.spacing or denoiser.default_spacing
     try:
         return SPACINGS[spacing](denoiser, settings.steps)

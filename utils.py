@@ -48,7 +48,9 @@ class ImageNoise:
     Successive draws for one index form one stream, whatever batch the image is in.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...], device):
+    def __init__(
+        self, seed: int, indices: Sequence[int], shape: tuple[int, ...], device: torch.device | str
+    ):
         self.generators = [generator("cpu", seed, "image", i) for i in indices]
         self.shape, self.device = tuple(shape), device
 
@@ -105,7 +107,7 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
     return torch.float16
 
 
-def autocast(device: torch.device, use_amp: bool):
+def autocast(device: torch.device, use_amp: bool) -> contextlib.AbstractContextManager:
     """A context for the forward pass: mixed precision if `use_amp` and the device has it."""
     dtype = amp_dtype(device) if use_amp else None
     if dtype is None:
@@ -144,7 +146,7 @@ def note_once(text: str) -> None:
     log.info(text)
 
 
-def redirect_to_bar():
+def redirect_to_bar() -> contextlib.AbstractContextManager:
     """A context in which messages of `log` are printed above a running tqdm bar."""
     return logging_redirect_tqdm(loggers=[log])
 

@@ -20,6 +20,7 @@ CURVE_POINTS = 500
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
     parser = job_parser(__doc__, checkpoint=False, device=False)
     parser.add_argument("--num_images", "--n", type=int, default=6, help="rows of images")
     parser.add_argument(
@@ -32,6 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Writes forward_process.png."""
     args = parse_args(argv)
     config = pick_config(args)
     process = PROCESSES[config.model_type](torch.nn.Linear(1, 1), config.diffusion)
@@ -75,6 +77,7 @@ def noisy(process: Denoiser, x0: torch.Tensor, timesteps: list[int], seed: int) 
 
 
 def describe(config: Config) -> str:
+    """The process and its schedule, for the title."""
     schedule = getattr(config.diffusion, "schedule", None)
     return f"{config.model_type}, {schedule} schedule" if schedule else config.model_type
 

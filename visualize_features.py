@@ -32,6 +32,7 @@ EXCLUDES = (
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Raises UserError for a timestep without a block, and for the reverse."""
     parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument(
         "--timestep", type=int,
@@ -63,6 +64,7 @@ def chosen_cell(args: argparse.Namespace, model: TrainedModel) -> tuple[float, s
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Writes the picture, and its points as .npz."""
     args = parse_args(argv)
     device = pick_device(args.device)
     model = load_model(args, device)

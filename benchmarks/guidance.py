@@ -39,6 +39,7 @@ from utils import pick_device
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
     parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER",
@@ -56,6 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Writes guidance.json, guidance.md and guidance.png."""
     args = parse_args(argv)
     config, device = pick_config(args), pick_device(args.device)
     folder = results_folder(args, config)

@@ -44,6 +44,7 @@ class Judge(nn.Module):
         self.net = WideResNet(image_channels, n_classes, DEPTH, WIDTH)
 
     def forward(self, x0: Tensor) -> Tensor:
+        """x0: (N, C, H, W) in [-1, 1] -> logits (N, K)."""
         return self.net(x0, x0.new_zeros(len(x0)))
 
 
@@ -88,6 +89,7 @@ class SampleSet:
 
     @property
     def name(self) -> str:
+        """The set's name in tables: its guidance."""
         return f"guidance {self.record['guidance']:g}"
 
 

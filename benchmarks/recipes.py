@@ -56,6 +56,7 @@ RECIPES = {
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Raises UserError for a recipe that is not there."""
     parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
     parser.add_argument(
         "--rows", metavar="NAME;NAME", help=f"which recipes (default: all): {'; '.join(RECIPES)}"
@@ -79,6 +80,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
+    """The recipes that --rows names; all without it."""
     return [name.strip() for name in args.rows.split(";")] if args.rows else list(RECIPES)
 
 
@@ -139,6 +141,7 @@ def table(records: dict[str, dict]) -> list[list[str]]:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Trains and probes each recipe, and writes the table as .json and .md."""
     args = parse_args(argv)
     budget = (
         f"{args.channels} channels, {args.n_step * BATCH:,} images, {args.n_train or 'all'} probed"
@@ -155,8 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     title = f"Recipes compared: {budget}"
     heading = {"accuracy in %; held-out picks the cell, and the gain is of it": table(records)}
     why = [f"{name}: {RECIPES[name].why}" for name in records]
-    print(as_text(title, heading, why))
     write_text(stem.with_suffix(".md"), as_markdown(title, heading, why))
+    print(as_text(title, heading, why))
     print(f"\nwrote {path} and {stem.with_suffix('.md')}")
     return 0
 

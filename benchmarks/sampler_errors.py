@@ -64,6 +64,7 @@ def clock_of(device: torch.device) -> str:
 
 
 def rms(difference: Tensor) -> float:
+    """The root mean square over all values."""
     return difference.square().mean().sqrt().item()
 
 
@@ -83,6 +84,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
+        """That of the model."""
         return next(self.model.denoiser.parameters()).device
 
     def solve(

@@ -1,5 +1,6 @@
 """The benchmark of samplers as text, Markdown and a plot."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from evaluation.fid.frechet import score_name
@@ -46,7 +47,7 @@ def tables(rows: Rows, clock: str, fid: bool) -> dict[str, list[list[str]]]:
     return found
 
 
-def _table(rows: Rows, names: list[str], text) -> list[list[str]]:
+def _table(rows: Rows, names: list[str], text: Callable[[str, int], str]) -> list[list[str]]:
     budgets = list(dict.fromkeys(evaluations for _, evaluations in rows))
     body = [[name, *(text(name, evaluations) for evaluations in budgets)] for name in names]
     return [["evaluations of D", *map(str, budgets)], *body]
@@ -74,16 +75,16 @@ def closing(rows: Rows, reference: dict, fid: bool) -> list[str]:
 def write_sampler_tables(
     folder: Path, rows: Rows, title: str, clock: str, reference: dict, fid: bool
 ) -> list[Path]:
-    """Prints the tables and writes samplers.md and samplers.png to `folder`. Returns the paths.
+    """Writes samplers.md and samplers.png to `folder`, then prints the tables. Returns the paths.
 
     `clock` is what the seconds are of, `reference` says how the exact images were made. Raises
     UserError if a file cannot be written.
     """
     found, lines = tables(rows, clock, fid), closing(rows, reference, fid)
     paths = [folder / "samplers.md", folder / "samplers.png"]
-    print(as_text(title, found, lines))
     write_text(paths[0], as_markdown(title, found, lines))
     _plot(paths[1], rows, title)
+    print(as_text(title, found, lines))
     return paths
 
 

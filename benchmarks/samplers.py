@@ -32,6 +32,7 @@ from cli import (
     results_folder,
 )
 from evaluation.fid.inception import find_weights
+from evaluation.plots import subject
 from evaluation.tables import find_or_add_row
 from model.samplers import SAMPLERS, SPACINGS
 from sampling import SamplerSettings
@@ -43,6 +44,7 @@ FID_IMAGES = 5000
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; --evaluations sorted, each once."""
     parser = job_parser(__doc__.splitlines()[0])
     parser.add_argument(
         "--evaluations", type=int_list, default=[5, 10, 20, 50, 100], metavar="E,E",
@@ -85,6 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Writes samplers.json, samplers.md and samplers.png, and prints the tables."""
     args = parse_args(argv)
     device = pick_device(args.device)
     model = load_model(args, device)
@@ -117,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     rows = fill(path, record, table, about, lambda settings: bench.measure(settings, exact), fid)
     title = ", ".join([
-        model.config.dataset, f"epoch {model.epoch}", f"{args.n:,} images",
+        subject(model.config.dataset, model.config.model_type), f"epoch {model.epoch}",
+        f"{args.n:,} images",
         f"spacing {args.spacing}", *(["D clipped"] if args.clip else []),
         *(["--use_amp"] if args.use_amp else []), machine(device),
     ])  # fmt: skip

@@ -19,6 +19,7 @@ BATCHES = 4  # timed, after one to warm up
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments."""
     parser = job_parser(__doc__.splitlines()[0], checkpoint=False, amp=False)
     parser.add_argument("--batch_size", type=int, default=64, help="of feature extraction")
     return parser.parse_args(argv)
@@ -26,6 +27,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @job
 def main(argv: list[str] | None = None) -> int:
+    """Prints a table of images per second."""
     args = parse_args(argv)
     config, device = pick_config(args), pick_device(args.device)
     train = load_dataset(args, config, "train")
@@ -55,6 +57,7 @@ def extraction(denoiser: Denoiser, batches: Batches, block: str, use_amp: bool) 
 
 
 def table(rows: dict, args: argparse.Namespace, device: torch.device) -> str:
+    """Images per second as text: a row for each measurement, with and without --use_amp."""
     lines = [
         f"{config_path(args)} on {device}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}",

@@ -63,7 +63,10 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
 
 
 def parse_config(values: dict, overrides: list[str] = (), source: str = "config") -> Config:
-    """Checks a nested dict, such as the one inside a checkpoint. Raises UserError."""
+    """Checks a nested dict, such as the one inside a checkpoint.
+
+    Raises UserError that names `source`, the key and the nearest valid one.
+    """
     for override in overrides:
         values = _with_override(values, override)
     name = values.get("model_type", next(iter(PROCESSES)))

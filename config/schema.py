@@ -25,6 +25,8 @@ NORM_GROUPS = 32  # groups of every norm inside a residual or attention block
 
 
 class Section(BaseModel):
+    """A section of the YAML: it refuses an unknown key, a yes for a number, and infinity."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(),
         allow_inf_nan=False, coerce_numbers_to_str=True,
@@ -32,7 +34,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value, info: ValidationInfo):
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Python takes True for 1; somebody who writes `n_epoch: yes` does not mean 1."""
         parts = value if isinstance(value, list | tuple) else [value]
         annotation = cls.model_fields[info.field_name].annotation
@@ -41,7 +43,7 @@ class Section(BaseModel):
         return value
 
 
-def _takes_bool(annotation) -> bool:
+def _takes_bool(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
 
 
@@ -67,7 +69,7 @@ class DDPMDiffusion(Diffusion):
 
     @field_validator("betas")
     @classmethod
-    def _betas_in_order(cls, betas):
+    def _betas_in_order(cls, betas: tuple[float, float]) -> tuple[float, float]:
         if not 0 < betas[0] < betas[1] < 1:
             raise ValueError("betas must satisfy 0 < first < second < 1")
         return betas
@@ -87,13 +89,15 @@ class EDMDiffusion(Diffusion):
     S_noise: PositiveFloat = 1.0
 
     @model_validator(mode="after")
-    def _sigmas_in_order(self):
+    def _sigmas_in_order(self) -> "EDMDiffusion":
         if not self.sigma_min < self.sigma_max:
             raise ValueError("sigma_min must be below sigma_max")
         return self
 
 
 class Network(Section):
+    """The UNet, of which DDPM's and DDPM++'s networks are settings."""
+
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)  # C, H, W
     n_channels: PositiveInt = 64
     ch_mults: tuple[PositiveInt, ...] = (1, 2, 2, 2)  # one per resolution, from the top
@@ -114,7 +118,7 @@ class Network(Section):
         return [f"out_{i + 1}" for i in range(len(self.ch_mults) * (self.n_blocks + 1))]
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fits_together(self) -> "Network":
         if not self.ch_mults:
             raise ValueError("ch_mults must name at least one resolution")
         if len(self.ch_mults) != len(self.is_attn):
@@ -140,7 +144,7 @@ class Network(Section):
         return self
 
     @model_validator(mode="after")
-    def _self_condition_has_blocks_after_it(self):
+    def _self_condition_has_blocks_after_it(self) -> "Network":
         able = self.block_names[:-1]
         if self.self_condition is not None and self.self_condition not in able:
             raise ValueError(
@@ -236,7 +240,7 @@ class Config(Section):
     linear: Linear = Linear()
 
     @model_validator(mode="after")
-    def _augmentation_has_its_labels(self):
+    def _augmentation_has_its_labels(self) -> "Config":
         if self.diffusion.augment_prob and self.network.augment_dim != AUGMENT_LABELS:
             raise ValueError(
                 f"diffusion.augment_prob needs network.augment_dim {AUGMENT_LABELS}: the network "
@@ -255,11 +259,15 @@ class Config(Section):
 
 
 class DDPMConfig(Config):
+    """An experiment with DDPM."""
+
     model_type: Literal["DDPM"] = "DDPM"
     diffusion: DDPMDiffusion = DDPMDiffusion()
 
 
 class EDMConfig(Config):
+    """An experiment with EDM."""
+
     model_type: Literal["EDM"] = "EDM"
     diffusion: EDMDiffusion = EDMDiffusion()
 

@@ -27,6 +27,9 @@ LABELS = {
     "uniformity": f"uniformity: log mean exp(-{POTENTIAL_T:g} |x - y|²) of all pairs",
 }
 METRICS = tuple(LABELS)
+MEASURED = {  # the form of contrastive.json, as far as it is read
+    "measurements": [{"epoch": int, **{metric: {str: int | float} for metric in METRICS}}],
+}
 ROWS = 1000  # of the matrix of all pairs, held in memory at a time
 
 
@@ -85,8 +88,8 @@ def measure(
 
 
 def kept_rows(path: Path) -> list[dict]:
-    """The measurements of earlier calls. Raises UserError if the file is damaged."""
-    return read_json(path)["measurements"] if path.exists() else []
+    """The measurements of earlier calls. Raises UserError if the file is damaged, or another's."""
+    return read_json(path, MEASURED)["measurements"] if path.exists() else []
 
 
 def table(rows: list[dict], metric: str, blocks: list[str]) -> str:

@@ -16,7 +16,10 @@ from evaluation.fonts import as_written
 from support.files import replacing
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure, SubFigure
 
 LEGEND_MARKER = 60  # area in points squared, whatever the size of the points
 LEGEND_CLASSES = 40  # more names than this cannot be read beside a figure
@@ -143,7 +146,16 @@ def curve_panels(
     return _save(figure, path)
 
 
-def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False, log_y=False) -> None:
+def _draw_lines(
+    ax: "Axes",
+    x: Sequence[float],
+    lines: dict[str, Sequence[float | None]],
+    x_label: str,
+    y_label: str,
+    spread: dict[str, Sequence[float]] | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     colours = _colour_map("tab10" if len(lines) <= 10 else "tab20")
@@ -166,7 +178,7 @@ def _draw_lines(ax, x, lines, x_label, y_label, spread=None, log_x=False, log_y=
     ax.grid(alpha=0.3)
 
 
-def _log_ticks(axis) -> None:
+def _log_ticks(axis: "Axis") -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -210,7 +222,7 @@ def loss_by_bucket(
     return _save(figure, path)
 
 
-def _loss_axes(title: str):
+def _loss_axes(title: str) -> tuple["Figure", "Axes"]:
     figure = _new_figure(8.0, 5.0)
     ax = figure.subplots()
     ax.set_yscale("log")
@@ -253,7 +265,9 @@ def image_grids(
     return _save(figure, path)
 
 
-def _show_images(figure, images: Tensor, column_titles: Sequence[str]) -> None:
+def _show_images(
+    figure: "Figure | SubFigure", images: Tensor, column_titles: Sequence[str]
+) -> None:
     for (i, j), ax in np.ndenumerate(figure.subplots(*images.shape[:2], squeeze=False)):
         pixels = images[i, j].permute(1, 2, 0).numpy()
         ax.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
@@ -292,14 +306,14 @@ def forward_process(
     return _save(figure, path)
 
 
-def _new_figure(width: float, height: float):
+def _new_figure(width: float, height: float) -> "Figure":
     """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _colour_map(name: str):
+def _colour_map(name: str) -> "Colormap":
     import matplotlib
 
     return matplotlib.colormaps[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 from checkpoint import TrainedModel, versions
 from evaluation.fid.image_sets import score_file
 from evaluation.probe.cells import CellResult
-from evaluation.probe.grid_files import best_cell, file_stem, gain_markdown
+from evaluation.probe.grid_files import GRID, best_cell, file_stem, gain_markdown
 from support.files import read_json, replacing
 
 FID_FORM = {
@@ -67,7 +67,7 @@ def _headlines(grid: Path, protocol: str) -> str:
         ("untrained network", _baseline(grid, protocol, "random")),
         ("raw pixels", _baseline(grid, protocol, "pixels")),
     ):
-        best = CellResult.from_record(read_json(path)["headline"])
+        best = CellResult.from_record(read_json(path, GRID)["headline"])
         rows.append(f"| {name} | {best.name} | {best.on_test} |")
     return "\n".join(rows)
 

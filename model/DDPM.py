@@ -101,22 +101,28 @@ class DDPM(Denoiser):
         return above + torch.log(sigma / low) / torch.log(high / low)
 
     def training_sigma(self, u: Tensor) -> Tensor:
+        """That of the config's `time`: of whole t, of all t, or log-normal."""
         return TRAINING_SIGMA[self.diffusion.time](self, u)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
+        """1, or min(SNR, gamma) c_out^2 with the weighting min_snr: (N,)."""
         if self.diffusion.weighting == "simple":
             return torch.ones_like(sigma)
         snr = sigma**-2  # min-SNR-gamma (Hang et al. 2023, arXiv 2303.09556), w = min(SNR, gamma)
         return snr.clamp(max=self.diffusion.gamma) * self.c_out(sigma) ** 2
 
     def c_in(self, sigma: Tensor) -> Tensor:
+        """1 / sqrt(1 + sigma^2)."""
         return alpha(sigma)
 
     def c_skip(self, sigma: Tensor) -> Tensor:
+        """That of the objective, see OBJECTIVES."""
         return self._c_skip(sigma)
 
     def c_out(self, sigma: Tensor) -> Tensor:
+        """That of the objective, see OBJECTIVES."""
         return self._c_out(sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
+        """t / n_T, in (0, 1]."""
         return self.t(sigma) / self.n_T

@@ -30,25 +30,32 @@ class EDM(Denoiser):
         self.churn = {"S_min": d.S_min, "S_max": S_max, "S_noise": d.S_noise}
 
     def sigma(self, t: Tensor) -> Tensor:
+        """The rho grid of 18 steps (eq. 5), counted from sigma_min."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + (t - 1) / (self.n_T - 1) * (high - low)) ** self.rho  # eq. 5
 
     def t(self, sigma: Tensor) -> Tensor:
+        """The place on that grid, between whole ones too; clamped to 1..18."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         part = (sigma ** (1 / self.rho) - low) / (high - low)
         return 1 + (self.n_T - 1) * part.clamp(0, 1)
 
     def training_sigma(self, u: Tensor) -> Tensor:
+        """Log-normal: ln(sigma) ~ N(p_mean, p_std^2)."""
         return lognormal(u, self.p_mean, self.p_std)
 
     def c_in(self, sigma: Tensor) -> Tensor:
+        """1 / sqrt(sigma^2 + sigma_data^2)."""
         return (sigma**2 + self.sigma_data**2).rsqrt()
 
     def c_skip(self, sigma: Tensor) -> Tensor:
+        """sigma_data^2 / (sigma^2 + sigma_data^2)."""
         return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)
 
     def c_out(self, sigma: Tensor) -> Tensor:
+        """sigma sigma_data / sqrt(sigma^2 + sigma_data^2)."""
         return sigma * self.sigma_data / (sigma**2 + self.sigma_data**2).sqrt()
 
     def c_noise(self, sigma: Tensor) -> Tensor:
+        """ln(sigma) / 4."""
         return sigma.log() / 4

@@ -34,6 +34,7 @@ class TimeEmbedding(nn.Module):
     def forward(
         self, c_noise: Tensor, augment: Tensor | None = None, y: Tensor | None = None
     ) -> Tensor:
+        """c_noise: (N,), augment: (N, augment_dim), y: (N,) -> (N, 4 * n_channels)."""
         angles = c_noise[:, None] * self.freqs
         emb = torch.cat((angles.sin(), angles.cos()), dim=1)
         if hasattr(self, "aug_emb"):
@@ -52,7 +53,9 @@ class ResidualBlock(nn.Module):
     nearest, after the first activation (DDPM++).
     """
 
-    def __init__(self, in_ch: int, out_ch: int, emb_ch: int, dropout: float, resample=None):
+    def __init__(
+        self, in_ch: int, out_ch: int, emb_ch: int, dropout: float, resample: str | None = None
+    ):
         super().__init__()
         self.norm1 = nn.GroupNorm(NORM_GROUPS, in_ch)
         self.conv1 = nn.Conv2d(in_ch, out_ch, 3, padding=1)
@@ -65,6 +68,7 @@ class ResidualBlock(nn.Module):
         ]
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (N, in, H, W), emb: (N, emb) -> (N, out, H', W')."""
         h = self.conv1(self.resample(F.silu(self.norm1(x))))
         h = h + self.time_emb(emb)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
@@ -82,6 +86,7 @@ class AttentionBlock(nn.Module):
         self.output = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W) -> the same shape."""
         n, c, height, width = x.shape
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (N, H*W, C)
         qkv = self.projection(pixels).view(n, height * width, self.n_heads, -1).transpose(1, 2)
@@ -93,23 +98,37 @@ class AttentionBlock(nn.Module):
 class Block(nn.Module):
     """A residual block, and attention after it where asked for."""
 
-    def __init__(self, in_ch, out_ch, emb_ch, dropout, attend: bool, channels_per_head=None):
+    def __init__(
+        self,
+        in_ch: int,
+        out_ch: int,
+        emb_ch: int,
+        dropout: float,
+        attend: bool,
+        channels_per_head: int | None = None,
+    ):
         super().__init__()
         self.res = ResidualBlock(in_ch, out_ch, emb_ch, dropout)
         self.attn = AttentionBlock(out_ch, channels_per_head) if attend else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (N, in, H, W), emb: (N, emb) -> (N, out, H, W)."""
         return self.attn(self.res(x, emb))
 
 
 class MiddleBlock(nn.Module):
-    def __init__(self, channels, emb_ch, dropout, channels_per_head=None):
+    """Residual, attention, residual: the lowest resolution, between encoder and decoder."""
+
+    def __init__(
+        self, channels: int, emb_ch: int, dropout: float, channels_per_head: int | None = None
+    ):
         super().__init__()
         self.res1 = ResidualBlock(channels, channels, emb_ch, dropout)
         self.attn = AttentionBlock(channels, channels_per_head)
         self.res2 = ResidualBlock(channels, channels, emb_ch, dropout)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (N, C, H, W), emb: (N, emb) -> like x."""
         return self.res2(self.attn(self.res1(x, emb)), emb)
 
 
@@ -123,6 +142,7 @@ class ConvResample(nn.Module):
         self.upsample = nn.Upsample(None, 2) if direction == "up" else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (N, C, H, W) -> (N, C, H / 2, W / 2) or (N, C, 2 H, 2 W); emb is not used."""
         return self.conv(self.upsample(x))
 
 
@@ -134,6 +154,7 @@ class ResidualResample(nn.Module):
         self.op = ResidualBlock(channels, channels, emb_ch, dropout, resample=direction)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (N, C, H, W), emb: (N, emb) -> (N, C, H / 2, W / 2) or (N, C, 2 H, 2 W)."""
         return self.op(x, emb)
 
 
@@ -162,5 +183,6 @@ class SelfCondition(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        """The embedding for the blocks that come after: (N, emb_ch)."""
         seen = self.projection(self.norm(h.mean(dim=(2, 3), dtype=torch.float32)))
         return emb + (seen if self.gate is None else seen * (1 + self.gate(emb)))

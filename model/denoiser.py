@@ -7,7 +7,7 @@ A process (DDPM, EDM) is a schedule and the coefficients of Karras et al. 2022
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +53,20 @@ class Denoiser(nn.Module, ABC):
         """
 
     @abstractmethod
-    def c_in(self, sigma: Tensor) -> Tensor: ...
+    def c_in(self, sigma: Tensor) -> Tensor:
+        """Scales the network's input."""
 
     @abstractmethod
-    def c_skip(self, sigma: Tensor) -> Tensor: ...
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        """The share of x in D."""
 
     @abstractmethod
-    def c_out(self, sigma: Tensor) -> Tensor: ...
+    def c_out(self, sigma: Tensor) -> Tensor:
+        """Scales the network's output."""
 
     @abstractmethod
-    def c_noise(self, sigma: Tensor) -> Tensor: ...
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        """What the network is told of the noise level."""
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """w(sigma) c_out^2, the weight of the network's own squared error: like sigma."""
@@ -77,6 +81,7 @@ class Denoiser(nn.Module, ABC):
 
     @property
     def block_names(self) -> list[str]:
+        """The decoder blocks, out_1 .. out_n from the lowest resolution up."""
         return self.net.block_names
 
     @property
@@ -162,7 +167,7 @@ class Denoiser(nn.Module, ABC):
         told = {} if augment is None else {"augment": augment}
         return self._net(x, self.c_noise(sigma), blocks=blocks, **told)
 
-    def _net(self, x: Tensor, c_noise: Tensor, **conditions):
+    def _net(self, x: Tensor, c_noise: Tensor, **conditions: Any) -> Tensor | dict[str, Tensor]:
         return self.net(x.float(), c_noise.float(), **conditions)
 
 

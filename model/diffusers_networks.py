@@ -103,7 +103,7 @@ class DiffusersNet(nn.Module):
     def _features(self, run: Callable[[], Tensor], blocks: Collection[str]) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
 
-        def keep(name: str):
+        def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
             def hook(module: nn.Module, inputs: tuple, h: Tensor) -> None:
                 over = (2, 3) if h.ndim == 4 else 1
                 features[name] = h.mean(dim=over, dtype=torch.float32)

@@ -27,34 +27,45 @@ class RescaledDenoiser(Denoiser):
         self.churn = {k: v / scale if k in sigmas else v for k, v in trained.churn.items()}
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        """D(x, sigma): (N, C, H, W), like x."""
         return self.centre + super().forward(x - self.centre, sigma, y)
 
     def loss(self, x0: Tensor, *args, **kwargs) -> Tensor:
+        """That of the trained denoiser, per image: (N,)."""
         return super().loss(x0 - self.centre, *args, **kwargs)
 
     def features(self, x0: Tensor, *args, **kwargs) -> dict[str, Tensor]:
+        """See `Denoiser.features`; x0 in [-1, 1]."""
         return super().features(x0 - self.centre, *args, **kwargs)
 
     def sigma(self, t: Tensor) -> Tensor:
+        """sigma_t of z, over the scale."""
         return self.trained.sigma(t) / self.scale
 
     def t(self, sigma: Tensor) -> Tensor:
+        """The inverse of `sigma`."""
         return self.trained.t(self.scale * sigma)
 
     def training_sigma(self, u: Tensor) -> Tensor:
+        """What the trained one saw, over the scale."""
         return self.trained.training_sigma(u) / self.scale
 
     def c_in(self, sigma: Tensor) -> Tensor:
+        """scale * c_in(scale * sigma) of the trained one."""
         return self.scale * self.trained.c_in(self.scale * sigma)
 
     def c_skip(self, sigma: Tensor) -> Tensor:
+        """c_skip(scale * sigma) of the trained one."""
         return self.trained.c_skip(self.scale * sigma)
 
     def c_out(self, sigma: Tensor) -> Tensor:
+        """c_out(scale * sigma) / scale of the trained one."""
         return self.trained.c_out(self.scale * sigma) / self.scale
 
     def c_noise(self, sigma: Tensor) -> Tensor:
+        """c_noise(scale * sigma) of the trained one."""
         return self.trained.c_noise(self.scale * sigma)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
+        """loss_weight(scale * sigma) of the trained one."""
         return self.trained.loss_weight(self.scale * sigma)

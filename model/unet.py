@@ -36,7 +36,7 @@ class UNet(nn.Module):
         emb_ch = 4 * network.n_channels
         dropout, head = network.dropout, network.attn_channels_per_head
 
-        def resample(channels, direction):
+        def resample(channels: int, direction: str) -> nn.Module:
             if network.use_res_for_updown:
                 return ResidualResample(channels, emb_ch, dropout, direction)
             return ConvResample(channels, direction)

@@ -29,6 +29,7 @@ class WideBlock(nn.Module):
         self.shortcut = None if same else nn.Conv2d(in_ch, out_ch, 1, stride, bias=False)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x: (N, in, H, W), emb: (N, emb) -> (N, out, H / stride, W / stride)."""
         h = F.relu(self.norm1(x))
         shortcut = x if self.shortcut is None else self.shortcut(h)
         h = self.conv1(h) + self.time_emb(emb)[:, :, None, None]
@@ -68,6 +69,7 @@ class WideResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        """x: (N, C, H, W), c_noise: (N,) -> logits (N, K)."""
         emb = self.time_emb(c_noise)
         h = self.stem(x)
         for block in self.blocks:

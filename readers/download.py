@@ -24,6 +24,8 @@ PARTIAL_CONTENT, RANGE_NOT_SATISFIABLE = 206, 416
 
 @dataclass(frozen=True)
 class Archive:
+    """A file to download, and the digest that tells the original."""
+
     name: str  # of the file
     urls: tuple[str, ...]  # in the order in which they are tried
     digest: str  # in hexadecimal

@@ -32,6 +32,8 @@ class UnreadableImage(Exception):
 
 
 class ImageFile(NamedTuple):
+    """A file as it was listed; its size and time tell whether it has changed since."""
+
     path: str
     size: int  # bytes
     mtime_ns: int
@@ -168,7 +170,9 @@ def _fingerprint(root: Path, files: list[ImageFile]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _decode_all(files: list[ImageFile], shape: Shape, title: str):
+def _decode_all(
+    files: list[ImageFile], shape: Shape, title: str
+) -> tuple[np.ndarray, dict[int, str]]:
     """-> images (N, C, H, W), and why a file could not be read: {index: reason}."""
     images = np.zeros((len(files), *shape), dtype=np.uint8)
     bad: dict[int, str] = {}

@@ -1,14 +1,15 @@
 """Reads the official files of the public datasets, as torchvision or their authors lay them out.
 
 Each reader takes the data folder, "train" or "test", and whether to leave unreadable image files
-out; it returns images (N, C, H, W) uint8, labels (N,) int64 and the names of the classes, and
-raises UserError. What is not there is downloaded. torchvision and scikit-learn take seconds to
-import and are imported by the readers that need them.
+out. It returns images (N, C, H, W) uint8, labels (N,) int64 and the names of the classes. What is
+not there is downloaded. It raises UserError if files are damaged, or cannot be had. torchvision and
+scikit-learn take seconds to import and are imported by the readers that need them.
 """
 
 import gzip
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from readers.download import Archive, fetch, unpack
 from readers.image_files import ImageFile, list_folder, read_images
 from support.errors import UserError
 from support.files import replacing
+
+if TYPE_CHECKING:
+    from torchvision.datasets import VisionDataset
 
 Split = tuple[np.ndarray, np.ndarray, list[str]]
 
@@ -30,6 +34,7 @@ DIGITS_TEST_SIZE = 360  # of 1,797
 
 
 def read_cifar10(data_dir: Path, split: str, skip_bad_images: bool) -> Split:
+    """CIFAR-10: 50,000 images to train, 10,000 to test, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR10
 
     # The official host has been slow since June 2026 (pytorch/vision issue 9536).
@@ -37,18 +42,21 @@ def read_cifar10(data_dir: Path, split: str, skip_bad_images: bool) -> Split:
 
 
 def read_cifar100(data_dir: Path, split: str, skip_bad_images: bool) -> Split:
+    """CIFAR-100 with its 100 fine classes: 50,000 to train, 10,000 to test, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR100
 
     return _read_cifar(CIFAR100, (CIFAR100.url,), data_dir, split)
 
 
 def read_mnist(data_dir: Path, split: str, skip_bad_images: bool) -> Split:
+    """MNIST: 60,000 images to train, 10,000 to test, 1 x 28 x 28."""
     from torchvision.datasets import MNIST
 
     return _read_idx(MNIST, data_dir, split)
 
 
 def read_fashion_mnist(data_dir: Path, split: str, skip_bad_images: bool) -> Split:
+    """Fashion-MNIST: 60,000 images to train, 10,000 to test, 1 x 28 x 28."""
     from torchvision.datasets import FashionMNIST
 
     return _read_idx(FashionMNIST, data_dir, split)
@@ -87,7 +95,9 @@ def read_tiny_imagenet(data_dir: Path, split: str, skip_bad_images: bool) -> Spl
     return images, np.array(labels, dtype=np.int64)[kept], class_names
 
 
-def _read_cifar(cls, urls: tuple[str, ...], data_dir: Path, split: str) -> Split:
+def _read_cifar(
+    cls: type["VisionDataset"], urls: tuple[str, ...], data_dir: Path, split: str
+) -> Split:
     folder = data_dir / cls.base_folder
     if not folder.is_dir():
         unpack(fetch(Archive(cls.filename, urls, cls.tgz_md5), data_dir), folder)
@@ -102,7 +112,7 @@ def _read_cifar(cls, urls: tuple[str, ...], data_dir: Path, split: str) -> Split
     return images, np.array(official.targets, dtype=np.int64), official.classes
 
 
-def _read_idx(cls, data_dir: Path, split: str) -> Split:
+def _read_idx(cls: type["VisionDataset"], data_dir: Path, split: str) -> Split:
     raw = data_dir / cls.__name__ / "raw"
     for name, md5 in cls.resources:
         file = raw / name.removesuffix(".gz")

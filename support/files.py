@@ -132,7 +132,9 @@ def save_array(path: str | Path, array: np.ndarray | dict[str, np.ndarray]) -> N
             np.save(file, array)
 
 
-def load_array(path: str | Path, fits: Callable[..., bool], memory_map: bool = True):
+def load_array(
+    path: str | Path, fits: Callable[..., bool], memory_map: bool = True
+) -> np.ndarray | dict[str, np.ndarray] | None:
     """What `save_array` kept at `path`: an array, memory-mapped and read-only, or {name: array}.
 
     None where nothing is; None too, with a note, where the file is damaged or `fits`, of what it
@@ -192,9 +194,14 @@ def load_json(path: str | Path, form: object = dict) -> dict | None:
 
 
 def has_form(values: object, form: object) -> bool:
-    """Whether `values`, read from JSON, are of `form`: a type or a union of types; a list of one
-    form, that of every entry; or a dict {name: form} of names that must be there, where the name
-    `str` stands for every name."""
+    """Whether `values`, read from JSON, are of `form`.
+
+    A form is a type or a union of types; a list of one form, that of every entry; a tuple of
+    forms, of which one fits; or a dict {name: form} of names that must be there, where the name
+    `str` stands for every name.
+    """
+    if isinstance(form, tuple):
+        return any(has_form(values, one) for one in form)
     if isinstance(form, list):
         return isinstance(values, list) and all(has_form(value, form[0]) for value in values)
     if not isinstance(form, dict):

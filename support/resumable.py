@@ -50,7 +50,7 @@ class Resumable:
     def __enter__(self) -> "Resumable":
         self.saved_at = time.monotonic()
         self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-        for number in _signals():
+        for number in stopping_signals():
             self.handlers[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -112,8 +112,8 @@ class Resumable:
         os.close(nowhere)
 
 
-def _signals() -> list[int]:
-    """SIGHUP is left alone where it is ignored: nohup is there to let a job live on."""
+def stopping_signals() -> list[int]:
+    """SIGINT, SIGTERM and SIGHUP; not SIGHUP where it is ignored, as nohup lets a job live on."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:

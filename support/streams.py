@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 GONE = {errno.EPIPE, errno.EIO, errno.EBADF}  # a pipe's reader, a terminal, a closed descriptor
 
@@ -33,7 +33,7 @@ class Lasting:
         with self._dropped_if_gone():
             self._stream.flush()
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     @contextlib.contextmanager

@@ -157,6 +157,14 @@ def test_an_array_goes_to_a_gpu_where_it_takes_a_small_part_of_its_free_memory(m
     assert not fits_on(CPU, 1)
 
 
+def test_a_copy_of_latents_holds_their_values(monkeypatch):
+    monkeypatch.setattr(datasets, "fits_on", lambda device, n_bytes: True)
+    latents = np.random.default_rng(0).normal(size=(10, 4, 2, 2)).astype(np.float16)
+    x0, _ = Batches(latents, np.arange(10), 10, CPU)[0]
+    assert x0.dtype == torch.float32
+    assert np.array_equal(x0.numpy(), latents.astype(np.float32))
+
+
 def test_there_is_one_copy_of_an_array_and_it_lives_as_long(monkeypatch):
     monkeypatch.setattr(datasets, "fits_on", lambda device, n_bytes: True)
     images, labels = numbered()

@@ -86,6 +86,7 @@ class RunLog:
             writer.writerows(rows)
 
     def close(self) -> None:
+        """Closes both files; nothing can be written after it."""
         if self.writes:
             with writing(self.path):
                 self.file.close()

@@ -23,6 +23,12 @@ RECIPE = Recipe(epochs=20, batch_size=128, lr=1e-3, warm_epochs=1.0, weight_deca
 COMPARED = (
     "dataset", "images", "timestep", "blockname", "recipe", "seed", "use_amp", "architecture",
 )  # fmt: skip
+NUMBER = int | float
+RECORD = {  # the form of a starting point's .json, as far as it is read
+    "scratch": bool, "epoch": int | None, "parameters_trained": int, "test_accuracy": NUMBER,
+    "test_interval": [NUMBER],
+    "history": [{"epoch": int, "train_accuracy": NUMBER, "test_accuracy": NUMBER}],
+}  # fmt: skip
 
 
 class Classifier(nn.Module):
@@ -47,12 +53,15 @@ class Classifier(nn.Module):
         self.head = nn.Linear(features.shape[1], len(dataset.class_names)).to(device)
 
     def features(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """The spatial mean of the block: (N, D)."""
         return self.denoiser.features(x0, self.t, noise, [self.block])[self.block]
 
     def forward(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """Logits: (N, K)."""
         return self.head(self.features(x0, noise))
 
     def trained_parameters(self) -> list[nn.Parameter]:
+        """What an optimizer changes."""
         return [weight for weight in self.parameters() if weight.requires_grad]
 
 
@@ -104,6 +113,7 @@ def accuracy(classifier: Classifier, dataset: Dataset, seed: int, use_amp: bool)
 
 
 def start_name(record: dict) -> str:
+    """What the run of this record started from, as tables and figures name it."""
     return "from scratch" if record["scratch"] else f"from epoch {record['epoch']}"
 
 

@@ -55,10 +55,12 @@ class NoisyWideResNet(nn.Module):
         self.process, self.net = process, net
 
     def forward(self, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """x0, noise: (N, C, H, W), sigma: (N,) -> logits (N, K) of x0 + sigma * noise."""
         s = sigma.view(-1, 1, 1, 1)
         return self.net(self.process.c_in(s) * (x0 + s * noise), self.process.c_noise(sigma))
 
     def optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
+        """SGD, see `sgd`."""
         return sgd(self, recipe)
 
 
@@ -81,11 +83,13 @@ class FeatureClassifier(nn.Module):
         self.lin2 = nn.Linear(hidden, n_classes)
 
     def forward(self, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """x0, noise: (N, C, H, W), sigma: (N,) -> logits (N, K) of x0 + sigma * noise."""
         features, c_noise = self.features(x0, sigma, noise)
         z = (features - self.mean) / self.std
         return self.lin2(F.silu(self.lin1(z) + self.time_emb(c_noise)))
 
     def optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
+        """Adam with the recipe's rate and weight decay."""
         return torch.optim.Adam(self.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
 
 

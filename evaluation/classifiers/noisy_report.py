@@ -4,11 +4,16 @@ from pathlib import Path
 
 from evaluation.classifiers.noisy import RECIPES
 from evaluation.classifiers.supervised import comparable
-from evaluation.plots import curves
+from evaluation.plots import curves, subject
 from evaluation.tables import aligned, half_width, with_interval
 from support import distributed
 from support.files import write_json
 
+NUMBER = int | float
+RECORD = {  # the form of a backbone's .json, as far as it is read
+    "name": str,
+    "levels": [{"t": NUMBER, "sigma": NUMBER, "accuracy": NUMBER, "interval": [NUMBER]}],
+}
 SAME = ("dataset", "mode", "diffusion", "seed", "n_train", "n_test", "test_fingerprint")
 
 
@@ -21,15 +26,17 @@ def write_accuracies(folder: Path, record: dict) -> None:
     mode, backbone = record["mode"], record["backbone"]
     paths = {name: folder / f"noisy_{mode}_{name}.json" for name in RECIPES}
     plot = folder / f"noisy_{mode}.png"
+    if distributed.is_main():
+        write_json(paths[backbone], record)
     records = [
-        record if name == backbone else comparable(path, record, SAME)
+        record if name == backbone else comparable(path, record, SAME, RECORD)
         for name, path in paths.items()
     ]
     records = [found for found in records if found]
     title = f"{record['n_test']:,} noisy {record['dataset']} test images, noise levels of {mode}"
     if distributed.is_main():
-        write_json(paths[backbone], record)
-        _plot(plot, records, title)
+        what = subject(record["dataset"], mode)
+        _plot(plot, records, f"{what}, {record['n_test']:,} noisy test images")
     print(f"{title}: accuracy in %, in brackets the 95 % interval\n")
     print(f"{_table(records)}\n\nwrote {paths[backbone]} and {plot}")
 

@@ -35,7 +35,7 @@ class Recipe:
     warm_epochs: float
     weight_decay: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size) < 1:
             raise UserError("--epochs and --batch_size must be at least 1")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
@@ -216,14 +216,14 @@ class SupervisedTraining:
         return True
 
 
-def comparable(path: Path, record: dict, keys: Collection[str]) -> dict | None:
+def comparable(path: Path, record: dict, keys: Collection[str], form: dict) -> dict | None:
     """The record of another run at `path`, if there is one that is equal in these keys.
 
-    Raises UserError if the file is damaged.
+    Raises UserError if the file is damaged or not of `form`, see `support.files.has_form`.
     """
     if not path.exists():
         return None
-    other = read_json(path)
+    other = read_json(path, form)
     different = [key for key in keys if other.get(key) != record[key]]
     if different:
         log.info(f"note: {path} is of another {', '.join(different)}: not shown beside this one")

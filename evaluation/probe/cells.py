@@ -12,6 +12,15 @@ from evaluation.tables import with_interval
 
 ALL = "all"  # the name of all blocks side by side
 
+# the forms, see `support.files.has_form`, of what `CellResult` and `Outcome` write to JSON
+NUMBER = int | float
+RESULT = {
+    "t": NUMBER | str, "block": str, "k": int | None, "sigma": NUMBER | str | None,
+    "by_sigma": bool, "width": int, "validation_accuracy": NUMBER, "test_accuracy": NUMBER,
+    "test_interval": [NUMBER],
+}  # fmt: skip
+OUTCOME = {"results": [RESULT], "seconds": NUMBER, "images_per_s": NUMBER | None}
+
 
 @dataclass(frozen=True)
 class Cell:

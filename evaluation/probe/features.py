@@ -135,6 +135,7 @@ class Extractor:
 
     @property
     def images_per_s(self) -> float | None:
+        """Images times timesteps per second; None before anything is computed."""
         return self.n_forwards / self.seconds if self.seconds else None
 
     def __call__(
@@ -142,11 +143,15 @@ class Extractor:
     ) -> dict[Part, np.ndarray]:
         """{(t, block): (N, C) float32}, in the order of the dataset; memory-mapped if kept."""
         timesteps = [as_timestep(t) for t in timesteps]
+        mine = distributed.at_least_one(distributed.share(len(dataset)))
+        share = dataset  # not a slice where it is all: a GPU has one copy of each array
+        if len(mine) < len(dataset):
+            share = dataset.take(slice(mine.start, mine.stop))
         if self.folder is None:
             return {
                 (t, block): values
                 for t in timesteps
-                for block, values in self._compute(dataset, t, blocks).items()
+                for block, values in self._compute(dataset, share, t, blocks).items()
             }
         folder = self.folder / self._key(dataset)
 
@@ -158,7 +163,7 @@ class Extractor:
         for t in timesteps:
             cells |= {(t, block): kept(t, block) for block in blocks}
             missing = [block for block in blocks if cells[t, block] is None]
-            computed = self._compute(dataset, t, missing) if missing else {}
+            computed = self._compute(dataset, share, t, missing) if missing else {}
             for block, values in computed.items() if distributed.is_main() else ():
                 save_array(folder / f"t{t}_{block}.npy", values)
             distributed.barrier()
@@ -167,15 +172,14 @@ class Extractor:
 
     @torch.no_grad()
     def _compute(
-        self, dataset: Dataset, t: float, blocks: Collection[str]
+        self, dataset: Dataset, share: Dataset, t: float, blocks: Collection[str]
     ) -> dict[str, np.ndarray]:
+        """The features of all of `dataset`, of which this rank computes `share`."""
         mine = distributed.share(len(dataset))
-        forwarded = distributed.at_least_one(mine)
-        part = slice(forwarded.start, forwarded.stop)
-        images, labels = dataset.images[part], dataset.labels[part]
-        batches = Batches(images, labels, self.batch_size, self.device)
+        batches = Batches(share.images, share.labels, self.batch_size, self.device)
         key = (self.seed, "features", dataset.split, t)
-        noises = _noise(forwarded, self.batch_size, images.shape[1:], key)
+        indices = distributed.at_least_one(mine)
+        noises = _noise(indices, self.batch_size, share.images.shape[1:], key)
         parts: dict[str, list[np.ndarray]] = {block: [] for block in blocks}
         start = time.perf_counter()
         title = f"features of {dataset.split}, t={t}"
@@ -207,7 +211,9 @@ class Extractor:
         return f"{dataset.name}_{dataset.split}_{short_hash(settings)}"
 
 
-def save_features(path: Path, datasets: list[Dataset], features: list[dict[Part, np.ndarray]]):
+def save_features(
+    path: Path, datasets: list[Dataset], features: list[dict[Part, np.ndarray]]
+) -> None:
     """Writes one .npz: `<split>_t<t>_<block>` (N, C) and `<split>_labels` (N,) of each dataset."""
     arrays = {f"{dataset.split}_labels": dataset.labels for dataset in datasets}
     for dataset, cells in zip(datasets, features, strict=True):

@@ -4,11 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from checkpoint import TrainedModel
-from evaluation.probe.cells import Cell, CellResult
+from evaluation.probe.cells import RESULT, Cell, CellResult
 from evaluation.probe.probe import PROTOCOLS
 from evaluation.tables import markdown_table, percent
 from support.errors import UserError
 from support.files import read_json
+
+GRID = {  # the form of a grid's .json, as far as it is read
+    "baseline": str | None, "protocol": str, "epoch": int | None, "fingerprint": str,
+    "headline": (RESULT, type(None)), "cells": [RESULT],
+}  # fmt: skip
+UNTRAINED = GRID | {
+    "dataset": str, "n_train": int, "n_test": int, "seed": int | None, "config": {"network": dict},
+}  # fmt: skip
 
 
 def file_stem(
@@ -37,8 +45,8 @@ def file_stem(
 
 
 def read_results(path: Path) -> list[CellResult]:
-    """The cells of a grid's .json. Raises UserError if it is damaged."""
-    return [CellResult.from_record(cell) for cell in read_json(path)["cells"]]
+    """The cells of a grid's .json. Raises UserError if it is damaged, or no grid's."""
+    return [CellResult.from_record(cell) for cell in read_json(path, GRID)["cells"]]
 
 
 def gain_rows(trained: Sequence[CellResult], untrained: Sequence[CellResult]) -> list[list[str]]:
@@ -75,8 +83,8 @@ def untrained_results(
     if about["baseline"] is not None:
         return []
     for path in sorted(folder.glob("linear_grid*_random.json")):
-        record = read_json(path)
-        untrained = read_results(path)
+        record = read_json(path, UNTRAINED)
+        untrained = [CellResult.from_record(cell) for cell in record["cells"]]
         if _probed_alike(record, about) and _covers(untrained, results):
             return untrained
     return []
@@ -141,7 +149,7 @@ def best_cell(
 
 def _grids_in(folder: Path) -> dict[Path, dict]:
     """Those of trained networks that have a headline, in the order of their names."""
-    records = {path: read_json(path) for path in sorted(folder.glob("linear_grid*.json"))}
+    records = {path: read_json(path, GRID) for path in sorted(folder.glob("linear_grid*.json"))}
     return {
         path: record
         for path, record in records.items()

@@ -1,5 +1,6 @@
 """Linear heads: a bank trained together by Adam, and the exact optimum by L-BFGS."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ class Head:
         return (self(x).argmax(1) == y).sum().item() / len(y)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x: (N, D) -> logits (N, K)."""
         return F.linear(x.to(self.weight), self.weight, self.bias)
 
 
@@ -75,7 +77,9 @@ class HeadBank(nn.Module):
         }
 
 
-def _group_logits(features: dict[Cell, Tensor], cells, weight: Tensor, bias: Tensor) -> Tensor:
+def _group_logits(
+    features: dict[Cell, Tensor], cells: list[Cell], weight: Tensor, bias: Tensor
+) -> Tensor:
     x = torch.stack([features[cell] for cell in cells])  # (cells, N, D)
     logits = torch.bmm(x, weight.flatten(1, 2).transpose(1, 2)) + bias.flatten(1)[:, None]
     return logits.unflatten(2, weight.shape[1:3])  # (cells, N, copies, K)
@@ -118,7 +122,7 @@ def fit_logistic(x: Tensor, y: Tensor, n_classes: int, C: float = 1.0) -> Head:
     return Head(weight.float(), (bias.detach() - weight @ mean.double()).float())
 
 
-def _minimise(objective, parameters: list[Tensor]) -> None:
+def _minimise(objective: Callable[[], Tensor], parameters: list[Tensor]) -> None:
     lbfgs = torch.optim.LBFGS(
         parameters, max_iter=MAX_ITERATIONS, history_size=20,
         tolerance_grad=3e-6, tolerance_change=1e-12, line_search_fn="strong_wolfe",

@@ -19,6 +19,7 @@ from torch import Tensor
 from config.schema import Linear
 from datasets import Dataset
 from evaluation.probe.cells import (
+    OUTCOME,
     Cell,
     CellResult,
     Outcome,
@@ -32,7 +33,7 @@ from evaluation.probe.paper_protocol import fit_paper
 from evaluation.tables import wilson_interval
 from support import distributed
 from support.errors import UserError
-from support.files import read_json, short_hash, write_json
+from support.files import load_json, short_hash, write_json
 from utils import log, permutation, progress
 
 # (x, y, x_new, y_new, n_classes) -> {k: accuracy on x_new of what x teaches}, k None but for k-NN
@@ -122,11 +123,11 @@ class Probe:
             "fit": fit if self.protocol.name == "paper" else None,
         }
         path = self.folder / "probes" / f"{short_hash(settings)}.json"
-        is_there = path.is_file()
+        found = load_json(path, OUTCOME)
         distributed.barrier()  # every rank has looked before one can write
-        if is_there:
+        if found is not None:
             log.info(f"probed before: {path}")
-            return Outcome.from_record(read_json(path))
+            return Outcome.from_record(found)
         outcome = self(source, seed)
         if distributed.is_main():
             write_json(path, {"settings": settings, **outcome.record()})

@@ -16,7 +16,9 @@ from utils import log
 GRID_IMAGES = 100  # at most so many in grid.png
 
 
-def finish(folder: Path, n: int, description: dict, settings: SamplerSettings, model) -> None:
+def finish(
+    folder: Path, n: int, description: dict, settings: SamplerSettings, model: TrainedModel
+) -> None:
     """Writes samples.json, and the grid of the set's first images: a row for each class."""
     images = torch.stack([load_png(png(folder, i)) for i in range(min(n, GRID_IMAGES))])
     # between the images, over pixels: near 0 when all look the same
@@ -97,6 +99,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def png(folder: Path, index: int) -> Path:
+    """The path of the image with this index in a set's folder."""
     return folder / "pngs" / f"{index}.png"
 
 

@@ -41,6 +41,7 @@ class Trajectory:
         self.seen: list[tuple[float, Tensor, Tensor]] = []
 
     def watch(self, x: Tensor, sigma: float, x0: Tensor) -> None:
+        """Keeps one step: x, x0: (N, C, H, W) at the noise level sigma."""
         x, x0 = x[: self.n] / (1 + sigma**2) ** 0.5, x0[: self.n]
         shown = [to_uint8(self.decode(image)).cpu() for image in (x, x0)]
         self.seen.append((sigma, *shown))

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import checkpoint
+import datasets
 from config import parse_config
 from config.schema import Linear
 from datasets import Batches, Batching, Dataset
@@ -255,6 +256,21 @@ def test_kept_features_are_read_and_only_what_is_missing_is_computed(toy, tmp_pa
     assert asked == [(1, ["a"]), (1, ["b"]), (5, ["a", "b"]), (9, ["a", "b"])]
     np.testing.assert_array_equal(first[1, "a"], again[1, "a"])
     assert not np.allclose(extract([1], ["a"], seed=1)[1, "a"], again[1, "a"])
+
+
+def test_a_device_has_one_copy_of_the_images_for_all_timesteps(toy, monkeypatch):
+    monkeypatch.setattr(datasets, "fits_on", lambda device, n_bytes: True)
+    copies = []
+
+    def counting(x0, t, noise, blocks):
+        copies.append([copy.data_ptr() for copy in datasets._copies.values()])
+        return {"a": x0.flatten(1)}
+
+    Batches(toy.images, toy.labels, 8, torch.device("cpu"))
+    Extractor(toy_source(counting), torch.device("cpu"))(toy, [1, 5], ["a"])
+    assert len(copies) == 2
+    assert copies[0] == copies[1]
+    assert len(copies[0]) == 1
 
 
 def test_pixels_are_the_pixels(toy):

@@ -15,7 +15,7 @@ from evaluation.probe.cells import Cell, CellResult, Outcome, cells_of
 from evaluation.probe.features import FeatureSource
 from evaluation.probe.over_seeds import SeedTable, probe_seeds
 from evaluation.probe.probe import Probe, Protocol
-from utils import seed_everything
+from utils import log, seed_everything
 
 
 @pytest.fixture
@@ -37,6 +37,17 @@ def toy_source(fingerprint="toy"):
         return {"a": (x0 + noise).flatten(1)[:, :5]}
 
     return FeatureSource(noisy_pixels, ["a"], range(1, 11), (1,), fingerprint)
+
+
+@pytest.mark.parametrize("other", ["", "[]", '{"results": [{"t": 1}], "seconds": 1}'])
+def test_a_kept_probe_of_another_form_is_made_anew(probe, caplog, monkeypatch, other):
+    monkeypatch.setattr(log, "propagate", True)
+    first = probe.kept(toy_source(), seed=0)
+    (path,) = (probe.folder / "probes").iterdir()
+    path.write_text(other)
+    assert probe.kept(toy_source(), seed=0).results == first.results
+    assert f"{path} is damaged, or of something else" in caplog.text
+    assert json.loads(path.read_text())["results"] == first.record()["results"]
 
 
 def test_a_finished_probe_is_kept_until_a_setting_changes(probe, monkeypatch):

@@ -250,12 +250,16 @@ def test_mistakes(run, save_epoch, argv, message, capsys, tmp_path):
     assert not (tmp_path / "run" / "contrastive.json").exists()
 
 
-def test_a_damaged_file_is_named(run, save_epoch, tmp_path, capsys):
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"measurem', "contrastive.json: not valid JSON; delete it"),
+    ('{"measurements": [{"epoch": 0}]}', "contrastive.json: not what this program writes there"),
+])  # fmt: skip
+def test_a_damaged_file_is_named(run, save_epoch, tmp_path, capsys, text, message):
     save_epoch(0)
-    (tmp_path / "run" / "contrastive.json").write_text('{"measurem')
+    (tmp_path / "run" / "contrastive.json").write_text(text)
     with pytest.raises(SystemExit):
         run()
-    assert "contrastive.json: not valid JSON; delete it" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_panels_stand_side_by_side(tmp_path):

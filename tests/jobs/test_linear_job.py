@@ -227,11 +227,23 @@ def test_mistakes_of_the_picture(run, argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_damaged_grid_is_named(run, tmp_path, capsys):
-    (tmp_path / "run" / "linear_grid.json").write_text('{"basel')
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"basel', "linear_grid.json: not valid JSON; delete it"),
+    ('{"baseline": null}', "linear_grid.json: not what this program writes there; delete it"),
+])  # fmt: skip
+def test_a_damaged_grid_is_named(run, tmp_path, capsys, text, message):
+    (tmp_path / "run" / "linear_grid.json").write_text(text)
     with pytest.raises(SystemExit):
         run(visualize_features)
-    assert "linear_grid.json: not valid JSON; delete it" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_a_seed_beyond_scikit_learns_range_is_taken(run):
+    folder = run(visualize_features, "--timestep", "1", "--blockname", "out_1", "--n", "20",
+                 "--seed", str(2**32 + 5))  # fmt: skip
+    with np.load(folder / "tsne_ep1_t1_out_1.npz") as kept:
+        assert kept["points"].shape == (20, 2)
+        assert np.isfinite(kept["points"]).all()
 
 
 def test_amp_runs(run, monkeypatch):

@@ -1,6 +1,8 @@
 """The whole chain, every job for real and as its own process, on digits."""
 
+import contextlib
 import importlib
+import io
 import json
 import signal
 import subprocess
@@ -67,6 +69,28 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "grid: done before" in again.stderr
     assert (folder / "linear_grid_ep1_cached.json").stat().st_mtime_ns == grid
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_goes_on_to_the_job_and_the_chain_ends_with_it(number):
+    """The job sends it to the chain, and ends with a code of its own when it comes back."""
+    job = (
+        "import os, signal, time\n"
+        f"signal.signal({number}, lambda *_: os._exit(128 + {number}))\n"
+        f"os.kill(os.getppid(), {number})\n"
+        "time.sleep(60)"
+    )
+    with pytest.raises(SystemExit) as stop:
+        reproduce.run("job", [sys.executable, "-c", job])
+    assert stop.value.code == 128 + number
+
+
+def test_messages_of_a_job_go_to_what_stands_for_standard_error():
+    text = "train: " + "é" * 5000 + "error: no such file\n"
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        end = reproduce.pass_on(io.BytesIO(text.encode()))
+    assert stderr.getvalue() == text
+    assert end == text[-4096:]
 
 
 def test_which_config():
