@@ -46,7 +46,7 @@ def file_stem(
 
 def read_results(path: Path) -> list[CellResult]:
     """The cells of a grid's .json. Raises UserError if it is damaged, or no grid's."""
-    return [CellResult.from_record(cell) for cell in read_json(path, GRID)["cells"]]
+    return [CellResult.from_record(cell) for cell in read_json(path, {"cells": [RESULT]})["cells"]]
 
 
 def gain_rows(trained: Sequence[CellResult], untrained: Sequence[CellResult]) -> list[list[str]]:

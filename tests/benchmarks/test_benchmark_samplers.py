@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from PIL import Image
 
@@ -19,8 +20,9 @@ from benchmarks.sampler_errors import (
     steps_within,
 )
 from benchmarks.sampler_report import tables
-from checkpoint import TrainedModel
+from checkpoint import TrainedModel, load_denoiser
 from config.schema import DDPMDiffusion
+from datasets import read_dataset
 from evaluation.plots import curves
 from model.DDPM import DDPM
 from model.samplers import SAMPLERS
@@ -169,20 +171,6 @@ def call(tiny_yaml, tiny_checkpoint, tmp_path):
     return call
 
 
-@pytest.fixture
-def measured(monkeypatch) -> list[tuple[str, int]]:
-    """(sampler, steps) of every measurement, none of which is made; nor is there a figure."""
-    seen = []
-
-    def measure(self, settings, exact):
-        seen.append((settings.sampler, settings.steps))
-        return {"evaluations": 1, "seconds_per_image": 0.1 * len(seen), "error": None}
-
-    monkeypatch.setattr(Bench, "measure", measure)
-    monkeypatch.setattr(samplers, "write_sampler_tables", lambda *_: [])
-    return seen
-
-
 def test_the_job_writes_a_row_for_every_sampler_and_number(call, capsys, tmp_path):
     rows = call()
     assert {(row["sampler"], row["evaluations"]) for row in rows} == {
@@ -195,7 +183,7 @@ def test_the_job_writes_a_row_for_every_sampler_and_number(call, capsys, tmp_pat
     assert at["ddim", 5]["error"] > 0
     assert at["sde", 5]["error"] is None
     output = capsys.readouterr().out
-    assert "digits, epoch 1, 3 images, spacing karras, cpu" in output
+    assert "digits (DDPM), epoch 1, 3 images, spacing karras, cpu" in output
     assert "heun takes 2 evaluations a step and one in the last: 1, 5 here" in output
     assert "no FID: --fid adds it" in output
     header = next(line for line in output.splitlines() if line.startswith("evaluations of D"))
@@ -207,69 +195,85 @@ def test_the_job_writes_a_row_for_every_sampler_and_number(call, capsys, tmp_pat
     assert min(Image.open(tmp_path / "run" / "samplers.png").size) > 500
 
 
-def test_finished_rows_are_kept(call, measured):
+def test_finished_rows_are_kept(call):
+    """Their seconds are: no second measurement takes the same to the last bit."""
     first = call()
-    assert len(measured) == 2 * len(SAMPLERS)
-    measured.clear()
     assert call() == first
-    assert measured == []
-    call("--evaluations", "2,4,5")  # heun at 4 is heun at 3
-    assert {steps for _, steps in measured} == {2, 4}
-    assert ("ddim", 4) in measured
-    assert ("ddim", 2) not in measured
+    rows = call("--evaluations", "2,4,5")  # heun at 4 is heun at 3
+    assert rows[: len(first)] == first
+    assert {row["steps"] for row in rows[len(first) :]} == {2, 4}
+    assert ("ddim", 4) in {(row["sampler"], row["steps"]) for row in rows}
+    assert len({(row["sampler"], row["steps"]) for row in rows}) == len(rows)
 
 
-def test_other_settings_are_measured_and_stand_beside_the_old(call, measured):
-    call()
+def test_other_settings_are_measured_and_stand_beside_the_old(call):
+    rows = call("--evaluations", "2")
     changes = [("--seed", "3"), ("--num_images", "2"), ("--spacing", "log_snr"), ("--clip",),
                ("--reference_steps", "4")]  # fmt: skip
-    for times, change in enumerate(changes, start=2):
-        rows = call(*change)
-        assert len(rows) == len(measured) == times * 2 * len(SAMPLERS)
+    for change in changes:
+        before, rows = rows, call("--evaluations", "2", *change)
+        assert rows[: len(before)] == before
+        assert len(rows) == len(before) + len(SAMPLERS)
 
 
-def test_a_killed_call_goes_on_where_it_was(call, measured, monkeypatch, tmp_path):
-    counting = Bench.measure
+def test_a_killed_call_goes_on_where_it_was(call, monkeypatch, tmp_path):
+    ticks = iter(range(10))  # two a measurement
 
-    def killed(self, settings, exact):
-        if len(measured) == 5:
-            raise KeyboardInterrupt
-        return counting(self, settings, exact)
+    def clock() -> float:
+        try:
+            return float(next(ticks))
+        except StopIteration:
+            raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(Bench, "measure", killed)
-    with pytest.raises(SystemExit):
-        call()
+    with monkeypatch.context() as patch:
+        patch.setitem(benchmarks.sampler_errors.CLOCKS, "processor time", clock)
+        with pytest.raises(SystemExit):
+            call()
     kept = json.loads((tmp_path / "run" / "samplers.json").read_text())["rows"]
-    assert len(kept) == 5
-    monkeypatch.setattr(Bench, "measure", counting)
+    assert [row["seconds_per_image"] for row in kept] == [1 / 3] * 5
     rows = call()
     assert rows[:5] == kept
-    assert len(rows) == len(measured) == len(set(measured)) == 2 * len(SAMPLERS)
+    assert len({(row["sampler"], row["steps"]) for row in rows}) == len(rows) == 2 * len(SAMPLERS)
 
 
-def test_fid_is_added_to_rows_that_are_there(call, measured, monkeypatch, tmp_path):
-    """With the mean colour and its square as the features, FID has a form of its own."""
+def colour_features(images: np.ndarray) -> np.ndarray:
+    """(N, 2): the mean of an image's pixels, and its square."""
+    mean = images.mean(axis=(1, 2, 3), dtype=np.float64)
+    return np.stack([mean, mean**2], axis=1)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Between Gaussians fitted to the rows of a and b."""
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    between = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return between + np.trace(covariances[0] + covariances[1] - 2 * root)
+
+
+def test_fid_is_added_to_rows_that_are_there(
+    call, monkeypatch, tmp_path, tiny_config, tiny_checkpoint
+):
+    """Inception's weights are not here: two numbers of an image stand for its features."""
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"none")
-    scored = []
-
-    def features(model, images, batch_size, title):
-        scored.append((title, len(images)))
-        mean = images.mean(axis=(1, 2, 3), dtype=np.float64)
-        return np.stack([mean, mean**2], axis=1)
-
     monkeypatch.setattr(benchmarks.sampler_errors, "load_inception", lambda *_: None)
-    monkeypatch.setattr(benchmarks.sampler_errors, "inception_features", features)
+    monkeypatch.setattr(
+        benchmarks.sampler_errors, "inception_features",
+        lambda model, images, batch_size, title: colour_features(images),
+    )  # fmt: skip
     arguments = ("--evaluations", "2", "--data_dir", str(tmp_path / "data"))
     plain = call(*arguments)
-    rows = call(*arguments, "--fid", "6", "--inception", str(weights))
-    assert len(measured) == len(SAMPLERS)
+    scored = (*arguments, "--fid", "6", "--inception", str(weights))
+    rows = call(*scored)
     assert [row | {"fid": None} for row in rows] == [row | {"fid": None} for row in plain]
-    assert all(row["fid"]["images"] == 6 for row in rows)
-    assert len({row["fid"]["value"] for row in rows}) > 1
-    assert [n for _, n in scored[1:]] == [6] * len(SAMPLERS)
-    assert call(*arguments, "--fid", "6", "--inception", str(weights)) == rows
-    assert len(scored) == 1 + len(SAMPLERS)  # the reference was scored once
+    denoiser = load_denoiser(tiny_checkpoint).denoiser
+    real = colour_features(read_dataset(tiny_config, tmp_path, "train").images)
+    for row in rows:
+        settings = settings_within(denoiser, row["sampler"], 2, "karras", False)
+        drawn = sample(denoiser, settings, range(6), tiny_config.seed, (1, 8, 8)).numpy()
+        assert row["fid"]["value"] == pytest.approx(frechet(colour_features(drawn), real), rel=1e-3)
+        assert row["fid"]["images"] == 6
+    assert call(*scored) == rows
 
 
 def test_tables_compare_with_ddim_at_the_same_number():
@@ -302,12 +306,12 @@ def test_tables_compare_with_ddim_at_the_same_number():
     (("--evaluations", "1001", "--spacing", "trailing"), "there are 1000 timesteps"),
     (("--epoch", "7"), "no such checkpoint"),
 ])  # fmt: skip
-def test_mistakes_end_with_code_2_before_anything_is_drawn(call, measured, wrong, message, capsys):
+def test_mistakes_end_with_code_2_before_anything_is_drawn(call, tmp_path, wrong, message, capsys):
     with pytest.raises(SystemExit) as stop:
         call(*wrong)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-    assert measured == []
+    assert not list((tmp_path / "run").glob("samplers*"))
 
 
 def test_curves_leave_out_what_is_not_there(tmp_path):
