@@ -196,7 +196,7 @@ class Distill(Section):
 
     @field_validator("teacher_timesteps")
     @classmethod
-    def _timesteps_in_order(cls, timesteps):
+    def _timesteps_in_order(cls, timesteps: tuple[int, int] | None) -> tuple[int, int] | None:
         if timesteps and timesteps[0] > timesteps[1]:
             raise ValueError("teacher_timesteps must be the lowest t and the highest")
         return timesteps
@@ -249,7 +249,7 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _dispersive_sees_whole_steps(self):
+    def _dispersive_sees_whole_steps(self) -> "Config":
         if self.distill.loss == "dispersive" and self.accumulate > 1:
             raise ValueError(
                 "distill.loss dispersive compares the images of one forward, which depend on the "

@@ -245,6 +245,7 @@ class Distillation:
         }
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes over what `state_dict` gave."""
         self.projector.load_state_dict(state["projector"])
         self.key_projector.load_state_dict(state["key_projector"])
         self.queue = state["queue"].to(self.device)
