@@ -92,6 +92,7 @@ def test_whatever_a_decoder_raises_is_that_files_fault(tree, error, monkeypatch)
         def load(self):
             raise error("out of the decoder")
 
+    Image.init()  # else what PIL registers at its first image goes into these copies and is lost
     monkeypatch.setattr(Image, "ID", [*Image.ID, "BROKEN"])
     broken = (Broken, lambda prefix: prefix.startswith(b"BROKEN"))
     monkeypatch.setattr(Image, "OPEN", Image.OPEN | {"BROKEN": broken})
