@@ -25,9 +25,11 @@ from cli import (
     pick_config,
     results_folder,
 )
-from datasets import SPLITS, stratified, stratified_subset
+from config import Config
+from datasets import SPLITS, Dataset, stratified, stratified_subset
 from evaluation.classifiers.noisy import (
     RECIPES,
+    Backbone,
     mlp_on_features,
     noise_drawer,
     noise_levels,
@@ -36,10 +38,7 @@ from evaluation.classifiers.noisy import (
     with_process,
 )
 from evaluation.classifiers.noisy_report import write_accuracies
-from evaluation.classifiers.supervised import (
-    SupervisedTraining,
-    training_batches,
-)
+from evaluation.classifiers.supervised import Recipe, SupervisedTraining, training_batches
 from model.models import PROCESSES
 from support import distributed
 from support.files import short_hash
@@ -75,6 +74,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def decided_by(
+    args: argparse.Namespace, config: Config, train: Dataset, backbone: Backbone, recipe: Recipe
+) -> dict:
+    """The settings that decide the trained classifier: runs that differ in one share no state."""
+    return {
+        "backbone": args.backbone,
+        **backbone.settings,
+        "mode": config.model_type,
+        "diffusion": config.diffusion.model_dump(mode="json"),
+        "dataset": train.name,
+        "n_train": len(train),
+        "train_fingerprint": train.fingerprint(),
+        "recipe": asdict(recipe),
+        "flip": config.flip,
+        "seed": config.seed,
+        "use_amp": args.use_amp,
+    }
+
+
 @job
 def main(argv: list[str] | None = None) -> int:
     """Trains the classifier, scores it at every noise level, and writes .json and .png."""
@@ -97,19 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     classifier = backbone.classifier.to(device)
     if device.type == "cuda" and distributed.world_size() > 1:
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
-    settings = {
-        "backbone": args.backbone,
-        **backbone.settings,
-        "mode": config.model_type,
-        "diffusion": config.diffusion.model_dump(mode="json"),
-        "dataset": train.name,
-        "n_train": len(train),
-        "train_fingerprint": train.fingerprint(),
-        "recipe": asdict(recipe),
-        "flip": config.flip,
-        "seed": seed,
-        "use_amp": args.use_amp,
-    }
+    settings = decided_by(args, config, train, backbone, recipe)
     folder = results_folder(args, config)
     run = SupervisedTraining(
         classifier, classifier.optimizer(recipe), noise_drawer(process, seed, device),

@@ -1,4 +1,4 @@
-"""What test_distill.py runs, in its own process and under torchrun: a few steps of each loss.
+"""What the tests of self-distillation run, also under torchrun: a few steps of each loss.
 
 python -m torch.distributed.run ... tests/distill_jobs.py FOLDER
 """
@@ -16,6 +16,7 @@ from datasets import Dataset
 from support import distributed
 from training.trainer import Trainer
 
+CPU = torch.device("cpu")
 STEPS = 3
 RUNS = {"infonce": 2, "regression": 2, "dispersive": 1}  # by loss: batches per step
 
@@ -44,12 +45,16 @@ def config(loss: str, **changes):
     return parse_config(values)
 
 
+def trainer(loss: str, **changes) -> Trainer:
+    return Trainer(config(loss, **changes), dataset(40), CPU, use_amp=False)
+
+
 def trained(loss: str, **changes) -> dict:
     """The full state after STEPS steps."""
-    trainer = Trainer(config(loss, **changes), dataset(40), torch.device("cpu"), use_amp=False)
+    t = trainer(loss, **changes)
     for _ in range(STEPS):
-        trainer.train_step()
-    return trainer.full_state()
+        t.train_step()
+    return t.full_state()
 
 
 if __name__ == "__main__":
