@@ -124,8 +124,9 @@ python linear.py --ckpt {name} --grid --protocol cached
 
 ```python
 from checkpoint import load_denoiser
+
 D = load_denoiser("{name}").denoiser
-x0 = D(x, sigma)                     # x: (N, C, H, W) = clean images in [-1, 1] + sigma * noise
+x0 = D(x, sigma)  # x: (N, C, H, W) = clean images in [-1, 1] + sigma * noise
 features = D.features(x0, {cell["timestep"]}, noise, ["{cell["blockname"]}"])
 ```"""
 
