@@ -23,7 +23,7 @@ from sampling import SamplerSettings, sampler_settings
 from support import distributed
 from support.errors import Stopped, UserError
 from support.streams import lasting_output
-from utils import setup_logging
+from utils import compile_network, setup_logging
 
 OUT_OF_MEMORY = (
     "the GPU ran out of memory: lower batch_size (--set batch_size=..., --batch_size in "
@@ -129,12 +129,14 @@ def job_parser(
     checkpoint: bool = True,
     device: bool = True,
     amp: bool = True,
+    compiles: bool = False,
     excludes: Collection[Exclusion] = (),
 ) -> argparse.ArgumentParser:
     """A parser with the arguments that every job takes.
 
     checkpoint: the job reads a trained model, and takes --epoch and --ckpt.
     device: the job computes with a network, and takes --device and, with `amp`, --use_amp.
+    compiles: the job takes --compile.
     """
     parser = JobParser(description, (*ALWAYS_EXCLUDED, *excludes))
     parser.add_argument(
@@ -166,6 +168,11 @@ def job_parser(
         parser.add_argument("--device", help="cuda, mps or cpu; default: cuda, else mps, else cpu")
     if device and amp:
         parser.add_argument("--use_amp", action="store_true", help="mixed precision (bf16 or fp16)")
+    if compiles:
+        parser.add_argument(
+            "--compile", action="store_true",
+            help="torch.compile the network: minutes at the start, then faster on a GPU",
+        )  # fmt: skip
     parser.add_argument("--seed", type=int, help="overrides the config's seed")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -342,4 +349,7 @@ def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:
         named = args.config or args.dataset
         config = load_config(config_path(args), overrides_and_seed(args)) if named else None
         path = args.ckpt
-    return load_denoiser(path, device, config, overrides_and_seed(args), args.input_scale)
+    model = load_denoiser(path, device, config, overrides_and_seed(args), args.input_scale)
+    if vars(args).get("compile"):
+        compile_network(model.denoiser.net, device)
+    return model

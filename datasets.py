@@ -243,18 +243,19 @@ class Batches:
         self.steps_per_epoch = full if how.drop_last else full + bool(rest)
         self.images = _on_device(images, device) if fits_on(device, images.nbytes) else images
         self.labels = torch.from_numpy(np.asarray(labels)).to(device)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._order: tuple[int, np.ndarray, Tensor] = (-1, np.empty(0), torch.empty(0))
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """x: (B, C, H, W) float32 in [-1, 1] and y: (B,) int64, on the device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        whole = self._epoch_order(epoch)[start : start + self.batch_size]
-        images, labels = self._fetch(whole[self.part])
-        return to_model_range(self._augment(images, step, len(whole))), labels
+        order, places = self._epoch_order(epoch)
+        whole = slice(start, min(start + self.batch_size, self.n_images))
+        images, labels = self._fetch(order[whole][self.part], places[whole][self.part])
+        return to_model_range(self._augment(images, step, whole.stop - start)), labels
 
-    def _fetch(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        places = torch.from_numpy(index).to(self.device)
+    def _fetch(self, index: np.ndarray, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The images at `index`, which `places` holds on the device."""
         if isinstance(self.images, Tensor):
             return self.images[places], self.labels[places]
         images = torch.from_numpy(self.images[index])
@@ -262,15 +263,16 @@ class Batches:
             images = images.pin_memory()
         return images.to(self.device, non_blocking=True), self.labels[places]
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
+    def _epoch_order(self, epoch: int) -> tuple[np.ndarray, Tensor]:
+        """On the host and on the device: sent in parts, each step would wait for the device."""
         if not self.how.shuffle:
             epoch = 0
         if self._order[0] != epoch:
             order = np.arange(self.n_images)
             if self.how.shuffle:
                 order = permutation(self.n_images, self.how.seed, "order", epoch)
-            self._order = (epoch, order)
-        return self._order[1]
+            self._order = (epoch, order, torch.from_numpy(order).to(self.device))
+        return self._order[1:]
 
     def _augment(self, images: Tensor, step: int, n: int) -> Tensor:
         """`images` are `self.part` of a batch of n."""

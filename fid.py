@@ -54,9 +54,8 @@ EXCLUDES = (Exclusion("samples", ("n", "epoch", "input_scale"), "the images are 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Raises UserError if they name no images, or too few."""
-    parser = job_parser(
-        "Scores samples against all training images: FID, and KID with --kid.", excludes=EXCLUDES
-    )
+    about = "Scores samples against all training images: FID, and KID with --kid."
+    parser = job_parser(about, compiles=True, excludes=EXCLUDES)
     parser.add_argument("--samples", metavar="PATH", help="a folder of images, or an .npz of uint8")
     parser.add_argument(
         "--n", "--num_samples", "--num_images", type=int, metavar="N",

@@ -32,7 +32,7 @@ from evaluation.probe.over_seeds import SeedTable, probe_seeds
 from evaluation.probe.probe import PROTOCOLS, Probe, Protocol
 from support import distributed
 from support.errors import UserError
-from utils import log, pick_device
+from utils import compile_network, log, pick_device
 
 EXCLUDES = (
     Exclusion("grid", ("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
@@ -55,7 +55,7 @@ def epoch_list(text: str) -> list[int]:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Raises UserError for cells and seeds that do not go together."""
-    parser = job_parser(__doc__, excludes=EXCLUDES)
+    parser = job_parser(__doc__, compiles=True, excludes=EXCLUDES)
     parser.add_argument("--grid", action="store_true", help="probe all blocks x timesteps")
     parser.add_argument(
         "--timesteps", type=sums_of(int), metavar="T,T+T",
@@ -125,7 +125,10 @@ def probed_source(
         source = model_source(model, args.use_amp)
     elif args.baseline == "random":
         config, what = pick_config(args), "untrained network"
-        source = model_source(untrained(config, device), args.use_amp)
+        model = untrained(config, device)
+        if args.compile:
+            compile_network(model.denoiser.net, device)
+        source = model_source(model, args.use_amp)
     else:
         config, what, source = pick_config(args), "raw pixels", pixel_source()
     return source, config, what, facts | {"fingerprint": source.fingerprint}
@@ -163,7 +166,9 @@ def results_of(
         "versions": versions(), "config": config.model_dump(mode="json"),
     }  # fmt: skip
     if args.epochs is not None:
-        found = probe_epochs(probe, args.epochs, config, args.use_amp, args.input_scale)
+        found = probe_epochs(
+            probe, args.epochs, config, args.use_amp, args.compile, args.input_scale
+        )
         return EpochCurve(found, title, about)
     if args.seeds:
         return SeedTable(probe_seeds(probe, source, args.seeds), title, about)

@@ -55,7 +55,7 @@ SHORTENED_BY = {
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; without a config the dataset is digits."""
-    parser = job_parser(__doc__, checkpoint=False)
+    parser = job_parser(__doc__, checkpoint=False, compiles=True)
     parser.add_argument(
         "--protocol", choices=["paper", "cached"], default="paper", help="of the linear probe"
     )
@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     if not steps:
         announce_long_work(args, config)
     train = [*python("train.py"), *common_arguments(args)]
+    train += ["--compile"] if args.compile else []
     steps["train"] = run("train", train, steps.get("train"))
     write_json(record_path, record)
     model = checkpoint.load_denoiser(checkpoint.find(config.save_dir))
@@ -120,14 +121,15 @@ def later_steps(
     shared = common_arguments(args)
     newest = [*shared, "--epoch", str(model.epoch)]
     grid = [*python("linear.py"), "--grid", "--protocol", args.protocol]
-    yield "grid", [*grid, *newest]
-    yield "grid of an untrained network", [*grid, *shared, "--baseline", "random"]
+    compiles = ["--compile"] if args.compile else []
+    yield "grid", [*grid, *newest, *compiles]
+    yield "grid of an untrained network", [*grid, *shared, *compiles, "--baseline", "random"]
     yield "probe of raw pixels", [*grid, *shared, "--baseline", "pixels"]
     _, best = best_cell(Path(model.config.save_dir), model, args.protocol)
     ((t, block),) = best.cell.parts
     cell = ["--timestep", str(t), "--blockname", block]
     yield "t-SNE", [*python("visualize_features.py"), *newest, *cell]
-    yield "samples", [*python("sample.py"), *newest, "--n", str(args.n)]
+    yield "samples", [*python("sample.py"), *newest, *compiles, "--n", str(args.n)]
     inception = ["--inception", args.inception] if args.inception else []
     yield "fid", [*python("fid.py"), *shared, "--samples", str(samples / "pngs"), *inception]
 
@@ -212,7 +214,7 @@ def measure(args: argparse.Namespace, config: Config) -> tuple[Cost, int]:
     """The cost of training, and the number of all images."""
     setup_logging()
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
-    trainer = Trainer(config, train, pick_device(args.device), args.use_amp)
+    trainer = Trainer(config, train, pick_device(args.device), args.use_amp, args.compile)
     return measure_cost(trainer), len(train) + len(test)
 
 

@@ -44,7 +44,7 @@ SHOWN = 8  # images of --show_intermediate, --save_x0 and --neighbours
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments."""
-    parser = job_parser(__doc__, excludes=EXCLUDES)
+    parser = job_parser(__doc__, compiles=True, excludes=EXCLUDES)
     add_sampler_arguments(parser)
     parser.add_argument(
         "--n", "--num_samples", "--num_images", type=int, default=64, help="how many images"

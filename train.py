@@ -30,7 +30,7 @@ SHORTHANDS = {"epochs": "n_epoch", "batch_size": "batch_size", "lr": "lrate",
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; the shorthands are among the overrides of the config."""
-    parser = job_parser(__doc__, checkpoint=False)
+    parser = job_parser(__doc__, checkpoint=False, compiles=True)
     parser.add_argument("--restart", action="store_true", help="start anew over an earlier run")
     parser.add_argument(
         "--dry_run", action="store_true", help="print size, memory and expected time, train nothing"
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--epochs: this run ends by steps, n_step is {config.n_step}")
     device = pick_device(args.device)
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
-    trainer = Trainer(config, train, device, args.use_amp)
+    trainer = Trainer(config, train, device, args.use_amp, args.compile)
     note_what_is_left(trainer.denoiser)
     if args.dry_run:
         print_cost(trainer)

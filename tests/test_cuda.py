@@ -68,6 +68,13 @@ def test_train_then_go_on(common, precision, tmp_path):
     assert state["metrics"]["skipped"] == 0
 
 
+def test_compiled_training_goes_on_without(common, precision, tmp_path):
+    assert train.main([*common, *precision, "--compile", "--set", "n_epoch=1"]) == 0
+    assert train.main([*common, *precision, "--set", "n_epoch=2"]) == 0
+    first, second = losses(tmp_path / "run")
+    assert second < 0.9 * first
+
+
 def test_linear(common, precision, tiny_checkpoint, tmp_path):
     cell = ["--timestep", "21", "--blockname", "out_2"]
     linear.main([*common, *precision, *cell])

@@ -21,7 +21,7 @@ from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
 from training.augmentation import augment
-from utils import autocast, generator
+from utils import autocast, compiled, generator
 
 SMOOTH = 0.05  # where the regression's loss goes over from quadratic to linear
 VIEW = 1  # of the batches: the student has view 0
@@ -129,12 +129,21 @@ class Distillation:
     """
 
     def __init__(
-        self, config: Config, teacher: Denoiser, train: Dataset, part: slice, use_amp: bool
+        self,
+        config: Config,
+        teacher: Denoiser,
+        train: Dataset,
+        part: slice,
+        use_amp: bool,
+        compiles: bool = False,
     ):
         self.config, self.settings, self.part = config, config.distill, part
         self.row = LOSSES[self.settings.loss]
         self.teacher, self.use_amp = teacher, use_amp
         self.device = device = next(teacher.parameters()).device
+        self.seen_by_teacher = teacher.features
+        if compiles:
+            self.seen_by_teacher = compiled(teacher.features, device)
         self.timesteps = self._checked_timesteps()
         self.projector, channels = nn.Identity(), self._channels()
         if self.row.has_teacher:
@@ -200,7 +209,7 @@ class Distillation:
     def _features(self, x0: Tensor, t: Tensor, noise: Tensor, told: Tensor | None) -> Tensor:
         """What the student's projected features are compared with: (N, C)."""
         block = self.settings.block
-        seen = self.teacher.features(x0, t, noise, [block], told)[block]
+        seen = self.seen_by_teacher(x0, t, noise, [block], told)[block]
         if self.row.projects_keys:
             return F.normalize(self.key_projector(seen).float(), dim=1)
         return F.layer_norm(seen, seen.shape[1:])

@@ -17,7 +17,7 @@ from support.errors import UserError
 from training.augmentation import augment
 from training.distill import Distillation
 from training.loss_sums import Window
-from utils import amp_dtype, autocast, generator, log, seed_everything
+from utils import amp_dtype, autocast, compiled, generator, log, seed_everything
 
 LR_DECAYS = {  # the factor of lrate when `done` (0 to 1) of the decay is behind
     "none": lambda done: 1.0,
@@ -72,10 +72,18 @@ class Trainer:
     """The state of a training and the step that changes it.
 
     `step` counts optimizer steps done, across epochs; `metrics` is what the run has found so far.
+    compiles: the loss goes through torch.compile; what is saved is the same with and without.
     Raises UserError if a step takes more images than `train` has.
     """
 
-    def __init__(self, config: Config, train: Dataset, device: torch.device, use_amp: bool):
+    def __init__(
+        self,
+        config: Config,
+        train: Dataset,
+        device: torch.device,
+        use_amp: bool,
+        compiles: bool = False,
+    ):
         self.config, self.device, self.use_amp = config, device, use_amp
         seed_everything(config.seed, "init")
         self.denoiser = build_denoiser(config).to(device)
@@ -107,9 +115,14 @@ class Trainer:
             )
         self.distill = None
         if config.distill.loss:
-            self.distill = Distillation(config, self.ema_denoiser, train, self.part, use_amp)
+            self.distill = Distillation(
+                config, self.ema_denoiser, train, self.part, use_amp, compiles
+            )
         loss = Loss(self.denoiser, self.distill)
         self.parameters = list(loss.parameters())  # the network's, and a projector's
+        if compiles:  # a graph's gradients are overwritten by its next replay: not to be summed
+            alone = config.accumulate == 1 and distributed.world_size() == 1
+            loss.forward = compiled(loss.forward, device, graph=alone)
         self.loss = distributed.replicated(loss)
         self.optimizer = build_optimizer(config, self.parameters)
         self.step = 0

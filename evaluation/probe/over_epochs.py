@@ -21,7 +21,7 @@ from evaluation.probe.grid import (
 from evaluation.probe.probe import Probe
 from evaluation.tables import as_markdown, as_text, half_width, percent, write_text
 from support.files import write_json
-from utils import log
+from utils import compile_network, log
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,12 @@ class EpochResult:
 
 
 def probe_epochs(
-    probe: Probe, epochs: list[int], config: Config, use_amp: bool, input_scale: str | None = None
+    probe: Probe,
+    epochs: list[int],
+    config: Config,
+    use_amp: bool,
+    compiles: bool = False,
+    input_scale: str | None = None,
 ) -> list[EpochResult]:
     """Probes model_<epoch>.pth of these epochs, or of all where `epochs` is empty.
 
@@ -61,6 +66,8 @@ def probe_epochs(
     results = []
     for epoch, path in [(epoch, find(config.save_dir, epoch)) for epoch in epochs]:
         model = load_denoiser(path, probe.device, config, input_scale=input_scale)
+        if compiles:
+            compile_network(model.denoiser.net, probe.device)
         source = model_source(model, use_amp)
         outcome = probe.kept(source, config.seed)
         results.append(EpochResult(epoch, path, source.fingerprint, outcome))
