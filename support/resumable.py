@@ -63,11 +63,15 @@ class Resumable:
 
         All ranks have to call it at the same steps; they get the same answer.
         """
-        due = at_once or time.monotonic() - self.saved_at >= self.every_s
+        due = at_once or self.seconds_since_save() >= self.every_s
         # one number for both questions: a signal counts more than the time
         agreed = distributed.max_over_ranks(2 * self.own_signal + due)
         self.signal = agreed // 2
         return agreed > 0
+
+    def seconds_since_save(self) -> float:
+        """Since the last `save`, or since the block began."""
+        return time.monotonic() - self.saved_at
 
     def save(self, step: int, state: dict) -> None:
         """Writes the state after `step` steps."""

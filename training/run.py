@@ -23,6 +23,7 @@ from utils import log, peak_memory_bytes, progress, redirect_to_bar
 
 LOG_EVERY = 50  # steps between reads of the device's counters
 SAVE_SECONDS = 600  # at most so long between two latest.pth
+EPOCH_SECONDS = 30  # and so long at least, where an epoch ends that leaves nothing else behind
 TRAJECTORIES = 4  # of the samples drawn while training, whose way out of the noise is shown
 MAX_BAD_IN_A_ROW = 10  # losses that are not finite, before the run ends
 CHECKED = 64  # test images that the network has to denoise before its weights are saved
@@ -72,7 +73,7 @@ class Run:
                     loss = values["loss_average"] or 0
                     bar.set_description(f"epoch {trainer.epoch} loss {loss:.4f}")
                     start, since = time.monotonic(), trainer.step
-                if kept.is_due(trainer.ends_epoch):
+                if kept.is_due(trainer.ends_epoch and self._keeps_epoch()):
                     pause = time.monotonic()
                     self._refuse_ruined_weights()
                     if trainer.ends_epoch:
@@ -136,14 +137,27 @@ class Run:
             "and start anew with --restart"
         )
 
+    def _is_time(self, every: int) -> bool:
+        """Whether what happens at the end of so many epochs is due; at the last step it always is.
+
+        Asked where an epoch ends.
+        """
+        last = self.trainer.step == self.trainer.total_steps
+        return last or (self.trainer.epoch + 1) % every == 0
+
+    def _keeps_epoch(self) -> bool:
+        """Whether to save where an epoch ends: on a GPU it can take less time than to save it."""
+        config = self.config
+        leaves_more = self._is_time(config.sample_every) or self._is_time(config.save_every)
+        return leaves_more or self.kept.seconds_since_save() >= EPOCH_SECONDS
+
     def _end_epoch(self, run_log: RunLog) -> None:
         """Measures and saves. latest.pth comes after it: killed before, the epoch's end is
         redone."""
         config, epoch = self.config, self.trainer.epoch
-        last = self.trainer.step == self.trainer.total_steps
-        if last or (epoch + 1) % config.sample_every == 0:
+        if self._is_time(config.sample_every):
             self._measure(run_log, epoch)
-        if config.save_model and (last or (epoch + 1) % config.save_every == 0):
+        if config.save_model and self._is_time(config.save_every):
             self._save(f"model_{epoch}.pth")
 
     def _save(self, name: str) -> None:
