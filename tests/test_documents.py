@@ -21,6 +21,7 @@ DOCUMENTS = sorted(
     [
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
         *ROOT.glob("config/**/README.md"),
         *ROOT.glob("results/**/README.md"),
     ]

@@ -1,6 +1,7 @@
 """What a run would take: size, memory and time, measured on a few real steps."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +26,23 @@ class Cost:
     sampling_steps: int  # per image, with the default sampler
 
 
-def measure_cost(trainer: Trainer) -> Cost:
-    """Runs a few real training steps; the trainer is of no use afterwards."""
+def gflops_of(call: Callable[[], object]) -> float:
+    """The GFLOPs of the matrix products and convolutions of one call, multiply and add counted
+    apart."""
     from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
+    with FlopCounterMode(display=False) as flops:
+        call()
+    return flops.get_total_flops() / 1e9
+
+
+def measure_cost(trainer: Trainer) -> Cost:
+    """Runs a few real training steps; the trainer is of no use afterwards."""
     device = trainer.device
     x0, _ = trainer.batches[0]
     sigma = trainer.denoiser.training_sigma(torch.rand(1, device=device))
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        trainer.ema_denoiser(x0[:1], sigma)
+    with torch.no_grad():
+        gflops = gflops_of(lambda: trainer.ema_denoiser(x0[:1], sigma))
     trainer.train_step()
     float(trainer.window.sums["loss"])  # waits for the device
     started = time.monotonic()
@@ -43,7 +52,7 @@ def measure_cost(trainer: Trainer) -> Cost:
     per_step = (time.monotonic() - started) / STEPS
     return Cost(
         parameters=sum(p.numel() for p in trainer.denoiser.parameters()),
-        gflops_forward=flops.get_total_flops() / 1e9,
+        gflops_forward=gflops,
         peak_memory_mb=peak_memory_bytes(device) / 1e6,
         images_per_s=trainer.images_per_step / per_step,
         total_steps=trainer.total_steps,
