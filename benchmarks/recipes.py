@@ -5,21 +5,27 @@ python -m benchmarks.recipes --use_amp --channels 32 --n_step 390 --n_train 1000
 """
 
 import argparse
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoint
-from cli import at_least, int_list, job, job_parser
+from benchmarks.experiment import (
+    BATCH,
+    add_budget_arguments,
+    at_a_time,
+    grid_arguments,
+    job_arguments,
+    run_job,
+)
+from cli import at_least, job, job_parser, overrides_and_seed
 from config import load_config
 from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
 from support.errors import UserError
 from support.files import read_json, write_json
-from utils import log
 
 BASE = "config/fast.yaml"
-BATCH = 64  # images of a step of the budget, whatever batches a recipe takes
+BLOCKS = "out_2,out_5,out_6,out_2+out_5+out_6"
 
 
 @dataclass(frozen=True)
@@ -51,31 +57,75 @@ RECIPES = {
     ),
     "log-normal, lr 2e-3": Recipe(("diffusion.time=lognormal", "lrate=2e-3"), "both together"),
     "log-normal, v": Recipe(("diffusion.time=lognormal", "diffusion.objective=v"), "both together"),
+    "log-normal, lr 3e-3": Recipe(("diffusion.time=lognormal", "lrate=3e-3"), "both together"),
+    "log-normal, cosine": Recipe(("diffusion.time=lognormal", "lr_decay=cosine"), "both together"),
+    "AdamW": Recipe(("optim=AdamW", "optim_args.weight_decay=0.05"), "decoupled weight decay"),
     "zero init": Recipe(("network.zero_init=True",), "residual blocks begin as identities"),
+    "self-condition": Recipe(("network.self_condition=out_4",), "a block guides those after it"),
+    "self-condition, gate": Recipe(
+        ("network.self_condition=out_4", "network.self_condition_gate=True"),
+        "the same, scaled by the noise level",
+    ),
+    "InfoNCE": Recipe(
+        ("distill.loss=infonce", "distill.block=out_5"), "agrees with the EMA on another view"
+    ),
+    "InfoNCE, less": Recipe(
+        ("distill.loss=infonce", "distill.block=out_5", "distill.weight=0.02"),
+        "the same, denoising weighs more",
+    ),
+    "InfoNCE, colour": Recipe(
+        ("distill.loss=infonce", "distill.block=out_5", "distill.teacher_color=0.5"),
+        "the other view has other colours",
+    ),
+    "InfoNCE, colour, geometry": Recipe(
+        (
+            "distill.loss=infonce",
+            "distill.block=out_5",
+            "distill.teacher_color=0.5",
+            "distill.teacher_augment=0.5",
+        ),
+        "and is scaled, turned and moved",
+    ),
+    "InfoNCE at out_3, colour": Recipe(
+        ("distill.loss=infonce", "distill.block=out_3", "distill.teacher_color=0.5"),
+        "at a lower block",
+    ),
+    "regression": Recipe(
+        ("distill.loss=regression", "distill.block=out_5"), "agrees without negatives"
+    ),
+    "dispersive": Recipe(("distill.loss=dispersive", "distill.block=out_5"), "spreads features"),
+    "log-normal, lr 2e-3, self-condition": Recipe(
+        ("diffusion.time=lognormal", "lrate=2e-3", "network.self_condition=out_4"), "all together"
+    ),
+    "log-normal, lr 2e-3, InfoNCE, colour": Recipe(
+        (
+            "diffusion.time=lognormal",
+            "lrate=2e-3",
+            "distill.loss=infonce",
+            "distill.block=out_5",
+            "distill.teacher_color=0.5",
+        ),
+        "all together",
+    ),
 }
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Raises UserError for a recipe that is not there."""
-    parser = job_parser(__doc__.splitlines()[0], checkpoint=False)
+    parser = job_parser(__doc__.splitlines()[0], checkpoint=False, compiles=True)
     parser.add_argument(
         "--rows", metavar="NAME;NAME", help=f"which recipes (default: all): {'; '.join(RECIPES)}"
     )
     parser.add_argument("--channels", type=int, default=64, help="width of the network")
-    parser.add_argument(
-        "--n_step", type=int, default=781,
-        help="batches of 64 images to train on; 781 are one epoch of CIFAR-10",
-    )  # fmt: skip
-    parser.add_argument("--timesteps", type=int_list, default=[1, 11, 21], help="of the probe")
-    parser.add_argument("--blocks", default="out_2,out_5,out_6", help="of the probe")
-    parser.add_argument("--n_train", type=int, help="training images of the probe (default: all)")
+    add_budget_arguments(parser, BLOCKS)
     parser.add_argument("--runs", default="runs/recipes", metavar="DIR", help="where the runs go")
     parser.add_argument("--output_dir", default="results/recipes", help="where the tables go")
+    parser.add_argument("--base", default="fast", help="the row that gains are over")
     args = parser.parse_args(argv)
     at_least(args, channels=32, n_step=1, n_train=1)
-    unknown = set(names_of(args)) - set(RECIPES)
+    unknown = {*names_of(args), args.base} - set(RECIPES)
     if unknown:
-        raise UserError(f"--rows: no recipe '{min(unknown)}': there are {'; '.join(RECIPES)}")
+        raise UserError(f"no recipe '{min(unknown)}': there are {'; '.join(RECIPES)}")
     return args
 
 
@@ -84,79 +134,98 @@ def names_of(args: argparse.Namespace) -> list[str]:
     return [name.strip() for name in args.rows.split(";")] if args.rows else list(RECIPES)
 
 
-def commands(name: str, args: argparse.Namespace) -> tuple[list[str], list[str], Path]:
-    """(train.py's arguments, linear.py's, the run's folder) of a row at this budget."""
+def commands(name: str, args: argparse.Namespace) -> tuple[dict[str, list[str]], Path]:
+    """({job: its arguments}, the run's folder) of a row at this budget."""
     words = "_".join(name.replace(",", "").split())
-    folder = Path(args.runs) / f"{words}_{args.channels}_{args.n_step}"
+    folder = Path(args.runs) / f"{words}_{budget_name(args)}"
     settings = [
-        *RECIPES[name].settings, *args.overrides, f"network.n_channels={args.channels}",
-        f"save_dir={folder}", "n_sample=1",
+        *RECIPES[name].settings, *overrides_and_seed(args),
+        f"network.n_channels={args.channels}", f"save_dir={folder}", "n_sample=1",
     ]  # fmt: skip
     base = args.config or BASE
     batch_size = load_config(base, settings).batch_size
     settings.append(f"n_step={args.n_step * BATCH // batch_size}")
-    shared = ["--config", base, "--data_dir", args.data_dir]
-    shared += ["--use_amp"] if args.use_amp else []
-    shared += ["--device", args.device] if args.device else []
-    shared += [word for setting in settings for word in ("--set", setting)]
-    probe = ["--grid", "--protocol", "cached", "--blocks", args.blocks, "--timesteps"]
-    probe.append(",".join(map(str, args.timesteps)))
-    probe += ["--n_train", str(args.n_train)] if args.n_train else []
-    return ["train.py", *shared], ["linear.py", *shared, *probe], folder
+    shared = job_arguments(args, base, settings)
+    jobs = {"train": ["train.py", *shared]}
+    for protocol in ("cached", "knn"):
+        jobs[protocol] = ["linear.py", *shared, *grid_arguments(args, protocol)]
+    return jobs, folder
+
+
+def budget_name(args: argparse.Namespace) -> str:
+    """For names of files: width, steps, and the seed where one is given."""
+    seed = [] if args.seed is None else [f"seed{args.seed}"]
+    return "_".join([str(args.channels), str(args.n_step), *seed])
 
 
 def measured(name: str, args: argparse.Namespace) -> dict:
-    """Trains and probes one recipe; both jobs go on where they were killed."""
-    train, probe, folder = commands(name, args)
-    for command in (train, probe):
-        log.info(f"{name}: python {' '.join(command)}")
-        done = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise UserError(f"{name}: python {' '.join(command)} ended with {done.returncode}")
-    (grid,) = sorted(folder.glob("linear_grid*cached*.json"))
+    """Trains and probes one recipe; the jobs go on where they were killed."""
+    jobs, folder = commands(name, args)
+    for job_name, command in jobs.items():
+        run_job(job_name, command, folder)
+    (grid,) = sorted(folder.glob("linear_grid*_cached*.json"))
+    (neighbours,) = sorted(folder.glob("linear_grid*_knn*.json"))
     record = read_json(grid)
     return {
         "settings": list(RECIPES[name].settings),
-        "commands": [f"python {' '.join(command)}" for command in (train, probe)],
+        "commands": [f"python {' '.join(command)}" for command in jobs.values()],
         "headline": record["headline"],
+        "headline_combined": record["headline_combined"],
+        "headline_knn": read_json(neighbours)["headline"],
         "cells": record["cells"],
         "test_loss": checkpoint.load(checkpoint.find(folder))["metrics"]["best_loss"],
         "versions": record["versions"],
     }
 
 
-def table(records: dict[str, dict]) -> list[list[str]]:
-    """One row per recipe: the picked cell, its accuracies, the gain over the first row's."""
-    rows = [["recipe", "cell", "held-out", "test (95 % interval)", "gain", "test loss"]]
-    base = next(iter(records.values()))["headline"]["validation_accuracy"]
+def table(records: dict[str, dict], base: str) -> list[list[str]]:
+    """One row per recipe: the picked cell, its accuracies, the gain over that of `base`."""
+    rows = [["recipe", "cell", "held-out", "test (95 % interval)", "gain", "side by side", "k-NN",
+             "test loss"]]  # fmt: skip
+    start = records[base]["headline"]["validation_accuracy"] if base in records else None
     for name, record in records.items():
-        best = record["headline"]
+        best, combined = record["headline"], record["headline_combined"]
+        gain = "" if start is None else f"{100 * (best['validation_accuracy'] - start):+.2f}"
         rows.append([
             name, f"{best['block']} at t={best['t']}", percent(best["validation_accuracy"]),
-            with_interval(best["test_accuracy"], best["test_interval"]),
-            f"{100 * (best['validation_accuracy'] - base):+.2f}", f"{record['test_loss']:.5f}",
+            with_interval(best["test_accuracy"], best["test_interval"]), gain,
+            percent(combined["test_accuracy"]) if combined else "",
+            percent(record["headline_knn"]["test_accuracy"]), f"{record['test_loss']:.5f}",
         ])  # fmt: skip
     return rows
 
 
+def in_order(records: dict[str, dict]) -> dict[str, dict]:
+    """In the order of RECIPES, whichever ended first."""
+    return {name: records[name] for name in RECIPES if name in records}
+
+
+def results(args: argparse.Namespace, records: dict[str, dict]) -> Iterator[tuple[str, dict]]:
+    """The rows that are asked for and not among `records`, as they end."""
+    missing = [name for name in names_of(args) if name not in records]
+    return at_a_time(args.parallel, missing, lambda name: measured(name, args))
+
+
 @job
 def main(argv: list[str] | None = None) -> int:
-    """Trains and probes each recipe, and writes the table as .json and .md."""
+    """Trains and probes each recipe, and writes the table as .json and .md after each."""
     args = parse_args(argv)
     budget = (
         f"{args.channels} channels, {args.n_step * BATCH:,} images, {args.n_train or 'all'} probed"
     )
-    stem = Path(args.output_dir) / f"recipes_{args.channels}_{args.n_step}"
+    stem = Path(args.output_dir) / f"recipes_{budget_name(args)}"
     path = stem.with_suffix(".json")
     earlier = read_json(path) if path.is_file() else {}
-    records = dict(earlier.get("recipes", {}))
-    for name in names_of(args):
-        if name not in records:
-            records[name] = measured(name, args)
-            records = {row: records[row] for row in RECIPES if row in records}
-            write_json(path, {"budget": budget, "recipes": records})
+    records = in_order(earlier.get("recipes", {}))
+    for name, record in results(args, records):
+        records = in_order({**records, name: record})
+        write_json(path, {"budget": budget, "recipes": records})
     title = f"Recipes compared: {budget}"
-    heading = {"accuracy in %; held-out picks the cell, and the gain is of it": table(records)}
+    what = (
+        f"accuracy in %; held-out picks the cell, and the gain is of it, over {args.base}; side by "
+        "side: the test accuracy of several blocks together; k-NN: that of its own best cell"
+    )
+    heading = {what: table(records, args.base)}
     why = [f"{name}: {RECIPES[name].why}" for name in records]
     write_text(stem.with_suffix(".md"), as_markdown(title, heading, why))
     print(as_text(title, heading, why))
