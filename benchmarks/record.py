@@ -1,5 +1,6 @@
 """What every benchmark writes beside its figures, and the clock that waits for the device."""
 
+import gc
 import platform
 import re
 import subprocess
@@ -97,6 +98,13 @@ def seconds_of(call: Callable[[], object], device: torch.device, times: int = 1)
         call()
     wait_for(device)
     return time.perf_counter() - started
+
+
+def free(device: torch.device) -> None:
+    """Gives back the memory that nothing holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 # --- images

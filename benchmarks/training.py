@@ -4,7 +4,6 @@ python -m benchmarks.training --config config/DDPM_ddpm.yaml --compile
 """
 
 import argparse
-import gc
 import traceback
 from importlib.util import find_spec
 from statistics import median
@@ -12,7 +11,7 @@ from statistics import median
 import torch
 
 from benchmarks.device_rate import device_rates
-from benchmarks.record import images_for, record_of, seconds_of, write_record
+from benchmarks.record import free, images_for, record_of, seconds_of, write_record
 from benchmarks.training_loops import DDPMPytorch, Diffusers, Loop, Ours, Usual
 from cli import at_least, config_path, job, job_parser, one_process, pick_config
 from config import Config
@@ -171,9 +170,7 @@ def measure(
     for loop in loops.values():
         loop.close()
     loops.clear()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    free(device)
     found = {
         "dtype": str(dtype).removeprefix("torch."), "rates": rates, "loops": rows,
         "failed": failed,

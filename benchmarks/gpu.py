@@ -1,0 +1,202 @@
+"""All that only a GPU can show, in minutes: one command, one table, one file to send.
+
+python -m benchmarks.gpu
+python -m benchmarks.gpu --stages compile,speed
+python -m benchmarks.gpu --full        # then trains, probes and samples
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.gpu_jobs import ROOT
+from benchmarks.record import images_for, record_of, write_record
+from cli import config_path, int_from, job, job_parser, one_process, pick_config
+from config import Config
+from support.errors import UserError
+from support.files import read_json
+from utils import pick_device
+
+SUMMARY = {"status": str, "lines": [str], "figures": dict, "seconds": float}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a stage of gpu_stages.py runs."""
+
+    limit_s: int
+    alone: bool = False  # it is timed, so nothing runs beside it
+
+
+STAGES = {
+    "tests": Stage(300),
+    "precision": Stage(90), "memory": Stage(150), "resume": Stage(150), "two": Stage(120),
+    "compile": Stage(200, alone=True), "data": Stage(60, alone=True),
+    "speed": Stage(120, alone=True),
+}  # fmt: skip
+FULL_LIMIT_S = 6 * 3600  # of each job of --full
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. `stages` is a list."""
+    parser = job_parser(__doc__.splitlines()[0], checkpoint=False, amp=False)
+    parser.set_defaults(config="config/DDPM_ddpm.yaml")
+    parser.add_argument(
+        "--stages", type=lambda text: text.split(","), default=list(STAGES), metavar="NAME,NAME",
+        help=f"which (default: all): {','.join(STAGES)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tiny", action="store_true",
+        help="a rehearsal: a small network, few steps; always so on a CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minutes", type=int_from(1), default=10, help="after which no stage goes on"
+    )
+    parser.add_argument(
+        "--full", action="store_true",
+        help="then train.py --use_amp --compile to its end, the grid of probes, and samples",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output_dir", default="results/benchmarks", help="where gpu_<device>.json goes"
+    )
+    args = parser.parse_args(argv)
+    one_process("benchmarks.gpu")
+    if unknown := sorted(set(args.stages) - set(STAGES)):
+        raise UserError(f"--stages: no '{unknown[0]}': there are {','.join(STAGES)}")
+    return args
+
+
+class Running:
+    """A stage in a process group of its own, which its limit or `stop` ends as a whole."""
+
+    def __init__(self, name: str, words: list[str], limit_s: float, folder: Path):
+        self.name, self.limit_s = name, limit_s
+        self.out, self.log = folder / f"{name}.json", folder / f"{name}.log"
+        self.started = time.monotonic()
+        command = [sys.executable, "-m", "benchmarks.gpu_stages", name, *words]
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--out", str(self.out)], cwd=ROOT, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def result(self) -> dict:
+        """Waits for it: {"status", "lines", "figures", "seconds"}, and its log where it failed."""
+        left = self.started + self.limit_s - time.monotonic()
+        try:
+            code = self.process.wait(max(left, 0.1))
+        except subprocess.TimeoutExpired:
+            code = None
+        self.stop()
+        if code == 0 and self.out.exists():
+            return read_json(self.out, SUMMARY)
+        text = self.log.read_text(encoding="utf-8", errors="replace").strip()
+        words = text.splitlines()[-1] if text else "it said nothing"
+        what = f"ended with {code}" if code is not None else f"not done in {self.limit_s:.0f} s"
+        failed = {"status": "failed", "lines": [f"{what}: {words}"], "figures": {}}
+        seconds = round(time.monotonic() - self.started, 1)
+        return failed | {"log": text[-4000:], "seconds": seconds}
+
+    def stop(self) -> None:
+        """Ends what is left of it."""
+        if os.name != "posix":
+            self.process.kill()
+        else:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+        self.process.wait()
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    """Runs the stages, prints a line of each, and writes gpu_<device>.json after each."""
+    args = parse_args(argv)
+    if args.dataset:
+        args.config = None
+    config, device = pick_config(args), pick_device(args.device)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stages too
+    tiny = args.tiny or device.type == "cpu"
+    record = record_of("benchmarks.gpu", argv, device)
+    record |= {"rehearsal": tiny, "images": images_for(config, args.data_dir, 1)[1], "stages": {}}
+    if tiny:
+        record["images"] = "synthetic images, small: a rehearsal, whose speed says nothing"
+    machine = record["machine"]
+    print(f"{machine['name']}, torch {record['versions']['torch']}, {record['images']}", flush=True)
+    started = time.monotonic()
+    words = ["--device", str(device), "--data_dir", str(Path(args.data_dir).resolve())]
+    words += ["--config", str(config_path(args).resolve()), *(["--tiny"] if tiny else [])]
+    for name, found in results(args.stages, words, started + 60 * args.minutes):
+        record["stages"][name] = found
+        record["total_s"] = round(time.monotonic() - started, 1)
+        path = write_record(args.output_dir, "gpu_rehearsal" if tiny else "gpu", record)
+        first, *more = found["lines"]
+        line = f"{name:10} {found['status']:8} {found['seconds']:6.1f} s  {first}"
+        print("\n".join([line, *(" " * 30 + text for text in more)]), flush=True)
+    print(f"\n{record['total_s']:.0f} s; wrote {path}: a pull request with it is welcome")
+    if args.full:
+        full(args, config)
+    return int(any(found["status"] == "failed" for found in record["stages"].values()))
+
+
+def results(names: list[str], words: list[str], until: float) -> Iterator[tuple[str, dict]]:
+    """(name, what was found) of every stage, as it ends.
+
+    The tests run beside the stages that time nothing. `until`: no stage goes on after it, in
+    seconds of time.monotonic().
+    """
+    running: list[Running] = []
+    with TemporaryDirectory() as folder:
+
+        def started(name: str) -> Running:
+            limit = min(STAGES[name].limit_s, max(until - time.monotonic(), 1))
+            running.append(Running(name, words, limit, Path(folder)))
+            return running[-1]
+
+        try:
+            beside = started("tests") if "tests" in names else None
+            for name, stage in STAGES.items():
+                if name not in names or name == "tests":
+                    continue
+                if beside and stage.alone:
+                    yield "tests", beside.result()
+                    beside = None
+                yield name, started(name).result()
+            if beside:
+                yield "tests", beside.result()
+        finally:
+            for stage in running:
+                stage.stop()
+
+
+def full(args: argparse.Namespace, config: Config) -> None:
+    """The run itself, its grid and samples. Raises UserError if one of them fails."""
+    shared = ["--config", str(config_path(args)), "--data_dir", args.data_dir, "--use_amp"]
+    shared += ["--device", args.device] if args.device else []
+    for command in (
+        ["train.py", *shared, "--compile"], ["linear.py", *shared, "--grid"],
+        ["sample.py", *shared, "--n", "64"],
+    ):  # fmt: skip
+        text = f"python {' '.join(command)}"
+        print(f"\n{text}", flush=True)
+        started = time.monotonic()
+        try:
+            done = subprocess.run([sys.executable, *command], timeout=FULL_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{text}: not done in {FULL_LIMIT_S / 3600:.0f} hours") from None
+        if done.returncode:
+            raise UserError(f"{text} ended with {done.returncode}")
+        print(f"{text}: {time.monotonic() - started:.0f} s", flush=True)
+    print(f"the results are in {config.save_dir}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,106 @@
+"""benchmarks/gpu.py: its stages on the CPU, and that none takes the others with it."""
+
+import json
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from training_helpers import CPU
+
+import checkpoint
+from benchmarks import gpu, gpu_jobs, gpu_stages
+from benchmarks.gpu import Stage
+from support.errors import UserError
+from utils import amp_dtype
+
+
+def found_in(folder) -> dict:
+    (path,) = folder.glob("gpu_rehearsal_*.json")
+    return json.loads(path.read_text())
+
+
+def test_both_files_name_the_same_stages():
+    assert list(gpu.STAGES) == list(gpu_stages.STAGES)
+
+
+def test_an_unknown_stage_is_answered_by_those_there_are():
+    with pytest.raises(UserError, match="no 'sped': there are tests,precision"):
+        gpu.parse_args(["--stages", "sped"])
+
+
+def test_float16_can_be_forced(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    device = torch.device("cuda")
+    assert amp_dtype(device) == torch.bfloat16
+    with gpu_stages.precision_of("float16"):
+        assert amp_dtype(device) == torch.float16
+    assert gpu_stages.precisions(device) == ["float32", "bfloat16", "float16"]
+
+
+def test_a_difference_of_weights_is_the_largest(tmp_path, tiny_config):
+    from conftest import save_model
+
+    torch.manual_seed(0)
+    a = save_model(tiny_config, 1, path=tmp_path / "a" / "ckpts" / "model_1.pth")
+    weights = {name: w.clone() for name, w in checkpoint.load(a)["net"].items()}
+    save_model(tiny_config, 1, weights, tmp_path / "same" / "ckpts" / "model_1.pth")
+    next(iter(weights.values())).view(-1)[0] += 0.5
+    save_model(tiny_config, 1, weights, tmp_path / "b" / "ckpts" / "model_1.pth")
+    assert gpu_jobs.difference(tmp_path / "a", tmp_path / "same", 2) == 0
+    assert gpu_jobs.difference(tmp_path / "a", tmp_path / "b", 2) == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+def test_the_rehearsal(tmp_path, capsys):
+    stages = "tests,precision,memory,data,speed"
+    argv = ["--device", "cpu", "--stages", stages, "--output_dir", str(tmp_path)]
+    assert gpu.main(argv) == 0
+    record = found_in(tmp_path)
+    assert record["stages"].keys() == set(stages.split(","))
+    status = {name: found["status"] for name, found in record["stages"].items()}
+    gpu_there = torch.cuda.is_available()
+    assert status.pop("tests") == ("passed" if gpu_there else "skipped")
+    assert set(status.values()) == {"passed"}
+    assert record["rehearsal"]
+    assert record["machine"]["device"] == "cpu"
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in record["stages"])
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_or_hangs_ends_alone(tmp_path, monkeypatch, capsys):
+    """The data stage gets a device that is none, the memory stage no time."""
+    real = gpu.Running
+
+    def running(name, words, limit_s, folder):
+        device = ["--device", "nonsense"] if name == "data" else []
+        return real(name, [*words, *device], limit_s, folder)
+
+    monkeypatch.setattr(gpu, "Running", running)
+    monkeypatch.setitem(gpu.STAGES, "memory", Stage(1))
+    started = time.monotonic()
+    argv = ["--device", "cpu", "--stages", "memory,data,speed", "--output_dir", str(tmp_path)]
+    assert gpu.main(argv) == 1
+    assert time.monotonic() - started < 60
+    stages = found_in(tmp_path)["stages"]
+    assert {name: found["status"] for name, found in stages.items()} == {
+        "memory": "failed", "data": "failed", "speed": "passed",
+    }  # fmt: skip
+    assert stages["memory"]["lines"] == ["not done in 1 s: it said nothing"]
+    assert "nonsense" in stages["data"]["log"]
+    assert "failed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_kill_and_two_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    lines, figures, status = gpu_jobs.resume(CPU, tmp_path / "resume")
+    assert (status, figures["plain"]["resumed"]) == ("passed", 0)
+    assert "bit for bit" in lines[0]
+    _, figures, status = gpu_jobs.two_processes(CPU, tmp_path / "two")
+    assert status == "passed"
+    assert len(figures["one"]) == len(figures["two"]) == 2
+    with pytest.raises(RuntimeError, match=r"ended with 2.*no such config"):
+        gpu_jobs.finish(gpu_jobs.start(["--config", "nowhere.yaml"]))
+    assert ROOT == gpu_jobs.ROOT
