@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from benchmarks.gpu_jobs import ROOT
 from benchmarks.record import images_for, record_of, write_record
-from cli import config_path, int_from, job, job_parser, one_process, pick_config
+from cli import config_path, int_from, job, job_parser, one_process, overrides_and_seed, pick_config
 from config import Config
 from support.errors import UserError
 from support.files import read_json
@@ -32,15 +34,15 @@ class Stage:
     """How a stage of gpu_stages.py runs."""
 
     limit_s: int
-    alone: bool = False  # it is timed, so nothing runs beside it
+    timed: bool = False  # so nothing runs beside it
 
 
 STAGES = {
-    "tests": Stage(300),
-    "precision": Stage(90), "memory": Stage(150), "resume": Stage(150), "two": Stage(120),
-    "compile": Stage(200, alone=True), "data": Stage(60, alone=True),
-    "speed": Stage(120, alone=True),
+    "tests": Stage(300), "precision": Stage(120), "resume": Stage(200), "two": Stage(150),
+    "memory": Stage(150), "compile": Stage(200, timed=True), "data": Stage(60, timed=True),
+    "speed": Stage(120, timed=True),
 }  # fmt: skip
+ROOMY = 32e9  # bytes of free GPU memory that hold all stages at once that are not timed
 FULL_LIMIT_S = 6 * 3600  # of each job of --full
 
 
@@ -120,8 +122,6 @@ class Running:
 def main(argv: list[str] | None = None) -> int:
     """Runs the stages, prints a line of each, and writes gpu_<device>.json after each."""
     args = parse_args(argv)
-    if args.dataset:
-        args.config = None
     config, device = pick_config(args), pick_device(args.device)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stages too
     tiny = args.tiny or device.type == "cpu"
@@ -134,7 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     words = ["--device", str(device), "--data_dir", str(Path(args.data_dir).resolve())]
     words += ["--config", str(config_path(args).resolve()), *(["--tiny"] if tiny else [])]
-    for name, found in results(args.stages, words, started + 60 * args.minutes):
+    words += [word for setting in overrides_and_seed(args) for word in ("--set", setting)]
+    for name, found in results(together(args.stages, device), words, started + 60 * args.minutes):
         record["stages"][name] = found
         record["total_s"] = round(time.monotonic() - started, 1)
         path = write_record(args.output_dir, "gpu_rehearsal" if tiny else "gpu", record)
@@ -147,31 +148,31 @@ def main(argv: list[str] | None = None) -> int:
     return int(any(found["status"] == "failed" for found in record["stages"].values()))
 
 
-def results(names: list[str], words: list[str], until: float) -> Iterator[tuple[str, dict]]:
-    """(name, what was found) of every stage, as it ends.
+def together(names: list[str], device: torch.device) -> list[list[str]]:
+    """The stages in the groups that run at once: all that are not timed, and each other alone.
 
-    The tests run beside the stages that time nothing. `until`: no stage goes on after it, in
-    seconds of time.monotonic().
+    On a small card that of memory is alone too, so that it finds the memory free.
+    """
+    roomy = device.type != "cuda" or torch.cuda.mem_get_info(device)[0] > ROOMY
+    alone = [n for n in STAGES if STAGES[n].timed or (n == "memory" and not roomy)]
+    group = [name for name in STAGES if name in names and name not in alone]
+    return [*([group] if group else []), *([name] for name in alone if name in names)]
+
+
+def results(groups: list[list[str]], words: list[str], until: float) -> Iterator[tuple[str, dict]]:
+    """(name, what was found) of every stage of every group, in their order.
+
+    `until`: no stage goes on after it, in seconds of time.monotonic().
     """
     running: list[Running] = []
     with TemporaryDirectory() as folder:
-
-        def started(name: str) -> Running:
-            limit = min(STAGES[name].limit_s, max(until - time.monotonic(), 1))
-            running.append(Running(name, words, limit, Path(folder)))
-            return running[-1]
-
         try:
-            beside = started("tests") if "tests" in names else None
-            for name, stage in STAGES.items():
-                if name not in names or name == "tests":
-                    continue
-                if beside and stage.alone:
-                    yield "tests", beside.result()
-                    beside = None
-                yield name, started(name).result()
-            if beside:
-                yield "tests", beside.result()
+            for group in groups:
+                limits = [min(STAGES[n].limit_s, max(until - time.monotonic(), 1)) for n in group]
+                pairs = zip(group, limits, strict=True)
+                running = [Running(name, words, limit, Path(folder)) for name, limit in pairs]
+                for stage in running:
+                    yield stage.name, stage.result()
         finally:
             for stage in running:
                 stage.stop()

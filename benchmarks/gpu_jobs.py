@@ -17,7 +17,7 @@ import checkpoint
 from benchmarks.record import seconds_of
 
 ROOT = Path(__file__).resolve().parent.parent
-EPOCHS = {"cuda": 40, "mps": 20, "cpu": 5}  # of 22 steps: the kill has to come before the last
+EPOCHS = {"cuda": 15, "mps": 15, "cpu": 5}  # of 22 steps: the kill has to come before the last
 SMALL = [
     "network.n_channels=32", "network.ch_mults=[1,2]", "network.is_attn=[false,false]",
     "network.dropout=0.1", "batch_size=64", "n_sample=1", "sample_every=1000", "save_every=1",

@@ -66,8 +66,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes training_<device>.json, and prints it as a table."""
     args = parse_args(argv)
-    if args.dataset:
-        args.config = None
     config, device = pick_config(args), pick_device(args.device)
     train, images = images_for(config, args.data_dir, SYNTHETIC)
     names = [name for name in args.loops if name in LOOPS]

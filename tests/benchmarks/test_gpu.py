@@ -21,12 +21,21 @@ def found_in(folder) -> dict:
 
 
 def test_both_files_name_the_same_stages():
-    assert list(gpu.STAGES) == list(gpu_stages.STAGES)
+    assert gpu.STAGES.keys() == gpu_stages.STAGES.keys()
 
 
 def test_an_unknown_stage_is_answered_by_those_there_are():
     with pytest.raises(UserError, match="no 'sped': there are tests,precision"):
         gpu.parse_args(["--stages", "sped"])
+
+
+def test_what_is_timed_runs_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8e9, 8e9))
+    names = ["speed", "tests", "memory", "compile", "two"]
+    alone = [["memory"], ["compile"], ["speed"]]
+    assert gpu.together(names, torch.device("cuda")) == [["tests", "two"], *alone]
+    assert gpu.together(names, CPU) == [["tests", "two", "memory"], *alone[1:]]
+    assert gpu.together(["data"], CPU) == [["data"]]
 
 
 def test_float16_can_be_forced(monkeypatch):
