@@ -29,7 +29,7 @@ NEEDS = {
 }
 INSTALL = "pip install -r benchmarks/requirements.txt"
 PRECISIONS = {"float32": False, "amp": True}  # and whether that is --use_amp
-STEPS = {"cuda": 100, "mps": 20, "cpu": 10}  # of a turn
+STEPS = {"cuda": 50, "mps": 20, "cpu": 10}  # of a turn
 WARM_UP = {"cuda": 20, "mps": 5, "cpu": 2}  # steps; with --compile, some of them compile
 SYNTHETIC = 20_000  # images, where the dataset is not there
 
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
     parser.add_argument(
-        "--steps", type=int, help="of a turn (default: 10 on a CPU, 100 on a CUDA device)"
+        "--steps", type=int, help="of a turn (default: 10 on a CPU, 50 on a CUDA device)"
     )
     parser.add_argument(
         "--output_dir", default="results/benchmarks", help="where training_<device>.json goes"
@@ -110,7 +110,8 @@ def built(
             loops[name], rows[name] = build(name, config, train, device, use_amp)
         except Exception as error:  # another project's: its versions are not ours to choose
             log.warning("%s", traceback.format_exc())
-            failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+            first = str(error).strip().partition("\n")[0]
+            failed[name] = f"{type(error).__name__}: {first}"
     return loops, rows, failed
 
 
@@ -127,8 +128,9 @@ def build(
     else:
         loop = LOOPS[name](config, train, device, use_amp)
     first = seconds_of(lambda: loop.steps(1), device)
-    loop.steps(WARM_UP[device.type])
-    seconds_of(lambda: None, device)
+    seconds_of(lambda: loop.steps(WARM_UP[device.type]), device)
+    if isinstance(loop, Ours):
+        seconds_of(loop.forward_backward, device, 2)
     facts = {
         "parameters": sum(p.numel() for p in loop.net.parameters()),
         "first_step_s": first,

@@ -54,6 +54,21 @@ def test_a_package_that_lacks_is_named(monkeypatch):
     assert "accelerate, einops: pip install -r benchmarks" in training.missing("ddpm_pytorch")
 
 
+def test_a_loop_that_fails_is_a_line_and_the_others_go_on(tiny_config, monkeypatch):
+    class Broken(Usual):
+        def build(self):
+            raise TypeError("unexpected keyword\nand more")
+
+    monkeypatch.setitem(training.LOOPS, "diffusers", Broken)
+    monkeypatch.setattr(training, "missing", lambda name: None)
+    monkeypatch.setattr(training, "device_rates", lambda *_: {"conv": 1.0, "matmul": 1.0})
+    config = tiny_config.model_copy(update={"batch_size": 8})
+    found = training.measure(config, dataset(40), CPU, False, ["diffusers", "ours"], 1, 1)
+    assert found["failed"] == {"diffusers": "TypeError: unexpected keyword"}
+    assert list(found["loops"]) == ["ours"]
+    assert "diffusers: not measured: TypeError: unexpected keyword" in training.report(found)
+
+
 def test_images_are_the_datasets_or_made_up(tmp_path):
     config = load_config("config/DDPM_ddpm.yaml")
     train, what = images_for(config, tmp_path, 10)
