@@ -115,12 +115,11 @@ def autocast(device: torch.device, use_amp: bool) -> contextlib.AbstractContextM
     return torch.autocast(device.type, dtype)
 
 
-def compiled(forward: Callable, device: torch.device, *, graph: bool = False) -> Callable:
+def compiled(forward: Callable, device: torch.device) -> Callable:
     """`forward`, a function or bound method, through torch.compile: elementwise work is fused.
 
-    The first call compiles; so does one with another shape. `graph`: on CUDA the kernels are also
-    recorded once and replayed as a whole, which saves the time to launch each; what a call returns
-    is then valid until the next. Raises UserError where there is no compiler.
+    The first call compiles; so does one with another shape. Raises UserError where there is no
+    compiler.
     """
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
@@ -131,8 +130,7 @@ def compiled(forward: Callable, device: torch.device, *, graph: bool = False) ->
             f"--compile: torch.compile does not work here ({reason}): install {needs}, or leave "
             "--compile out"
         ) from None
-    mode = "reduce-overhead" if graph and device.type == "cuda" else None
-    return torch.compile(forward, mode=mode)
+    return torch.compile(forward)
 
 
 def compile_network(net: nn.Module, device: torch.device) -> None:

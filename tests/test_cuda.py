@@ -20,8 +20,11 @@ import datasets
 import linear
 import sample
 import train
-from config import load_config
+import training.distill
+import training.trainer
+from config import load_config, parse_config
 from datasets import Batches, Batching, fits_on
+from training.trainer import Trainer
 from utils import amp_dtype
 
 DEVICE = "cuda"
@@ -73,6 +76,28 @@ def test_compiled_training_goes_on_without(common, precision, tmp_path):
     assert train.main([*common, *precision, "--set", "n_epoch=2"]) == 0
     first, second = losses(tmp_path / "run")
     assert second < 0.9 * first
+
+
+@pytest.mark.parametrize("more", [{}, {"distill": {"loss": "infonce", "queue": 100}}])
+def test_a_recorded_step_is_the_step_itself(tiny_yaml, monkeypatch, more):
+    """Dropout, noise, the optimizer and the teacher's keys too: twelve steps, and a rate that
+    falls at each of them."""
+    monkeypatch.setattr(training.trainer, "compiled", lambda forward, device: forward)
+    monkeypatch.setattr(training.distill, "compiled", lambda forward, device: forward)
+    values = load_config(tiny_yaml, ["network.dropout=0.2", "lr_decay=linear"]).model_dump()
+    config = parse_config({**values, **more})
+    data = datasets.read_dataset(config, "data", "train")
+    trainers = [Trainer(config, data, torch.device(DEVICE), True, compiles) for compiles in (0, 1)]
+    for t in trainers:
+        for _ in range(12):
+            t.train_step()
+    plain, recorded = (t.full_state() for t in trainers)
+    assert trainers[1].recorded.graph is not None
+    for part in ("net", "ema"):
+        for name, weight in plain[part].items():
+            torch.testing.assert_close(recorded[part][name], weight, rtol=1e-3, atol=1e-4)
+    windows = [state["resume"]["window"]["loss"].item() for state in (plain, recorded)]
+    assert windows[1] == pytest.approx(windows[0], rel=1e-3)
 
 
 def test_linear(common, precision, tiny_checkpoint, tmp_path):

@@ -180,12 +180,15 @@ class Distillation:
         return self.teacher.features(x0, 1, x0, [self.settings.block])[self.settings.block].shape[1]
 
     @torch.no_grad()
-    def look(self, step: int, sigma: Tensor) -> None:
+    def look(self, step: int, sigma: Tensor) -> dict[str, Tensor]:
         """The teacher looks at the images of optimizer step number `step`, of which the student
-        gets this rank's part at the noise levels sigma: (N,). All is drawn by (seed, step)."""
-        self._loss = torch.zeros_like(self._loss)
+        gets this rank's part at the noise levels sigma: (N,). All is drawn by (seed, step).
+
+        Returns `keys` for `loss`, those of this step first, (M, C); {} without a teacher.
+        """
+        self._loss.zero_()
         if not self.row.has_teacher:
-            return
+            return {}
         settings, n = self.settings, self.images_per_step
         x0, _ = self.views[step]
         draw = generator(self.device, self.config.seed, "teacher", step)
@@ -205,6 +208,7 @@ class Distillation:
             with autocast(self.device, self.use_amp):
                 features.append(self._features(x0[batch], t[batch], noise[batch], labels))
         self._keys = distributed.gather_shares(torch.cat(features), n)
+        return {"keys": torch.cat([self._keys, self.queue])}
 
     def _features(self, x0: Tensor, t: Tensor, noise: Tensor, told: Tensor | None) -> Tensor:
         """What the student's projected features are compared with: (N, C)."""
@@ -214,13 +218,10 @@ class Distillation:
             return F.normalize(self.key_projector(seen).float(), dim=1)
         return F.layer_norm(seen, seen.shape[1:])
 
-    def loss(self, z: Tensor, batch: slice) -> Tensor:
+    def loss(self, z: Tensor, batch: slice, keys: Tensor | None) -> Tensor:
         """The weighted loss of z: (N, C), the student's projected features of a `batch` of this
-        rank's images: a scalar."""
+        rank's images, beside the keys of `look`: a scalar."""
         place = torch.arange(batch.start, batch.stop, device=self.device) + self.part.start
-        keys = self._keys
-        if self.row.projects_keys:
-            keys = torch.cat([keys, self.queue])
         loss = self.row.loss(z.float(), keys, place, self.settings)
         self._loss += loss.detach() / self.config.accumulate
         return self.settings.weight * loss

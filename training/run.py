@@ -107,7 +107,7 @@ class Run:
             "loss_by_t": [total / n if n else None for total, n in buckets],
             "grad_norm": sums["grad_norm"] / steps if steps else None,
             "param_norm": float(get_total_norm(trainer.denoiser.parameters())),
-            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "lr": float(trainer.optimizer.param_groups[0]["lr"]),
             "skipped": metrics["skipped"],
             "peak_memory_mb": peak_memory_bytes(trainer.device) / 1e6,
         }

@@ -17,6 +17,7 @@ from support.errors import UserError
 from training.augmentation import augment
 from training.distill import Distillation
 from training.loss_sums import Window
+from training.recorded import Recorded
 from utils import amp_dtype, autocast, compiled, generator, log, seed_everything
 
 LR_DECAYS = {  # the factor of lrate when `done` (0 to 1) of the decay is behind
@@ -87,9 +88,9 @@ class Trainer:
         self.config, self.device, self.use_amp = config, device, use_amp
         seed_everything(config.seed, "init")
         self.denoiser = build_denoiser(config).to(device)
-        from ema_pytorch import EMA  # slow to import
+        from training.average import Average  # slow to import
 
-        self.ema = EMA(
+        self.ema = Average(
             self.denoiser.net,
             beta=config.ema,
             update_after_step=0,
@@ -120,11 +121,14 @@ class Trainer:
             )
         loss = Loss(self.denoiser, self.distill)
         self.parameters = list(loss.parameters())  # the network's, and a projector's
-        if compiles:  # a graph's gradients are overwritten by its next replay: not to be summed
-            alone = config.accumulate == 1 and distributed.world_size() == 1
-            loss.forward = compiled(loss.forward, device, graph=alone)
+        if compiles:
+            loss.forward = compiled(loss.forward, device)
         self.loss = distributed.replicated(loss)
         self.optimizer = build_optimizer(config, self.parameters)
+        self.recorded = None
+        alone = distributed.world_size() == 1 and not needs_scaler
+        if compiles and device.type == "cuda" and alone:
+            self.recorded = Recorded(self._update, self.optimizer, device)
         self.step = 0
         self.metrics = {"loss_average": None, "skipped": 0, "best_loss": None, "best_epoch": None}
 
@@ -149,17 +153,34 @@ class Trainer:
         """Optimizer step number `self.step`; nothing is read back to the host."""
         config = self.config
         lr = learning_rate(config, self.step, self.batches.steps_per_epoch, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        x0, u, noise, conditions = self._draw_images()
-        sigma = self.denoiser.training_sigma(u[self.part])
+        tensors = self._draw_images()
         if self.distill:
-            self.distill.look(self.step, sigma)
+            sigma = self.denoiser.training_sigma(tensors["u"][self.part])
+            tensors |= self.distill.look(self.step, sigma)
+        if self.recorded:
+            skipped = self.recorded.call(lr, tensors)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            skipped = self._update(**tensors)
+        self.ema.update()
+        if self.distill:
+            self.distill.keep(skipped, self.ema.get_current_decay())
+        self.step += 1
+
+    def _update(
+        self, x0: Tensor, u: Tensor, noise: Tensor, keys: Tensor | None = None, **conditions: Tensor
+    ) -> Tensor:
+        """The optimizer's step for what was drawn: all that happens on the device alone.
+
+        Returns whether it was skipped, (): a loss that is not finite changes no weight.
+        """
+        sigma = self.denoiser.training_sigma(u[self.part])
         self.optimizer.zero_grad(set_to_none=True)
-        per_image = self._backward(x0, sigma, noise, conditions)
+        per_image = self._backward(x0, sigma, noise, conditions, keys)
         self.scaler.unscale_(self.optimizer)
         per_image = distributed.gather_shares(per_image, self.images_per_step)
-        grad_norm = clip_grad_norm_(self.parameters, config.grad_clip)
+        grad_norm = clip_grad_norm_(self.parameters, self.config.grad_clip)
         if self.scaler.is_enabled():  # an overflow of the scaled gradients is no bad loss
             skipped = ~per_image.isfinite().all()
             self.scaler.step(self.optimizer)
@@ -168,13 +189,12 @@ class Trainer:
             skipped = ~grad_norm.isfinite()
             self.optimizer.found_inf = skipped.float()
             self.optimizer.step()
-        self.ema.update()
-        if self.distill:
-            self.distill.keep(skipped, self.ema.get_current_decay())
         self.window.add(per_image, grad_norm, u, skipped)
-        self.step += 1
+        return skipped
 
-    def _backward(self, x0: Tensor, sigma: Tensor, noise: Tensor, conditions: dict) -> Tensor:
+    def _backward(
+        self, x0: Tensor, sigma: Tensor, noise: Tensor, conditions: dict, keys: Tensor | None
+    ) -> Tensor:
         """Leaves the gradient of the mean loss of all ranks' images, computed in `accumulate`
         batches. Returns the denoising losses of this rank's images, (N,)."""
         n = len(x0) // self.config.accumulate
@@ -187,12 +207,12 @@ class Trainer:
             per_image, z = found if self.distill else (found, None)
             loss = per_image.mean()
             if self.distill:
-                loss = loss + self.distill.loss(z, batch)
+                loss = loss + self.distill.loss(z, batch, keys)
             self.scaler.scale(loss / self.config.accumulate).backward()
             losses.append(per_image.detach())
         return torch.cat(losses)
 
-    def _draw_images(self) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def _draw_images(self) -> dict[str, Tensor]:
         """x0, noise and conditions of this rank's part of a step's images, and u, (N,), of all.
 
         Everything is drawn for the whole step and then cut, so that neither `accumulate` nor the
@@ -214,7 +234,7 @@ class Trainer:
             dropped = torch.rand(n, generator=draw, device=self.device) < config.cond_drop_prob
             conditions["y"] = torch.where(dropped[self.part], -1, y)
         seed_everything(seed, "dropout", self.step, *([rank] if rank else []))
-        return x0, u, noise[self.part], conditions
+        return {"x0": x0, "u": u, "noise": noise[self.part], **conditions}
 
     # what survives
 
@@ -232,8 +252,11 @@ class Trainer:
 
     def full_state(self) -> dict:
         """`state`, and under `resume` what training needs beside it to go on bit for bit."""
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])  # not a tensor, which `recorded` makes of it
         resume = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "ema_step": int(self.ema.step),
             "window": self.window.sums,

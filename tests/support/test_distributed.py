@@ -87,8 +87,9 @@ def test_what_the_ranks_draw_is_cut_from_what_one_process_draws(monkeypatch, tmp
         as_rank(monkeypatch, rank, world_size)
         trainer = Trainer(config, data, torch.device("cpu"), use_amp=False)
         trainer.step = 3
-        x0, u, noise, conditions = trainer._draw_images()
-        return {"x0": x0, "u": u[trainer.part], "noise": noise, **conditions}, torch.initial_seed()
+        tensors = trainer._draw_images()
+        tensors["u"] = tensors["u"][trainer.part]
+        return tensors, torch.initial_seed()
 
     whole, seed = drawn(0, 1)
     (first, first_seed), (second, second_seed) = drawn(0, 2), drawn(1, 2)

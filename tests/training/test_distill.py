@@ -105,13 +105,13 @@ def test_the_teacher_sees_another_view_at_no_more_noise_and_computes_no_more_tha
     seen, layers = [], []
     for i, layer in enumerate(t.ema_denoiser.net.up):
         layer.register_forward_hook(lambda *_, i=i: layers.append(i))
-    real = t.ema_denoiser.features
+    real = t.distill.seen_by_teacher
 
     def features(x0, timestep, *more):
         seen.append((x0, timestep))
         return real(x0, timestep, *more)
 
-    monkeypatch.setattr(t.ema_denoiser, "features", features)
+    monkeypatch.setattr(t.distill, "seen_by_teacher", features)
     sigma = t.ema_denoiser.sigma(torch.linspace(1, 5, 16))
     t.distill.look(0, sigma)
     x0, timesteps = (torch.cat(parts) for parts in zip(*seen, strict=True))

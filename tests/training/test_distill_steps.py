@@ -46,11 +46,12 @@ def test_gradients_are_those_of_the_two_losses_and_none_reaches_the_teacher(loss
         t.train_step()
     theirs = {k: v.clone() for k, v in t.ema.ema_model.state_dict().items()}
     student, projector = copy.deepcopy(t.denoiser), copy.deepcopy(t.distill.projector)
-    x0, u, noise, _ = t._draw_images()
-    sigma = t.denoiser.training_sigma(u)
+    drawn = t._draw_images()
+    x0, noise = drawn["x0"], drawn["noise"]
+    sigma = t.denoiser.training_sigma(drawn["u"])
     t.optimizer.zero_grad()
-    t.distill.look(t.step, sigma)
-    t._backward(x0, sigma, noise, {})
+    looked = t.distill.look(t.step, sigma)
+    t._backward(x0, sigma, noise, {}, looked.get("keys"))
     for parameter in t.ema.ema_model.parameters():
         assert parameter.grad is None
     assert all(torch.equal(v, theirs[k]) for k, v in t.ema.ema_model.state_dict().items())

@@ -313,11 +313,11 @@ def test_conditions_are_drawn_by_step_and_reach_the_network(config, options, nam
         values[key] = {**values[key], **value} if isinstance(value, dict) else value
     t = trainer(parse_config({**values, "batch_size": 40}))
     before = t.denoiser.net.time_emb.get_parameter(f"{weight}.weight").clone()
-    first, again = t._draw_images()[-1], t._draw_images()[-1]
-    assert list(first) == [name]
+    first, again = t._draw_images(), t._draw_images()
+    assert list(first) == ["x0", "u", "noise", name]
     assert torch.equal(first[name], again[name])
     t.train_step()
-    assert not torch.equal(first[name], t._draw_images()[-1][name])
+    assert not torch.equal(first[name], t._draw_images()[name])
     assert not torch.equal(before, t.denoiser.net.time_emb.get_parameter(f"{weight}.weight"))
     if name == "y":
         assert set(first["y"].tolist()) == {-1, 0}
