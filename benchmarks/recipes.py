@@ -38,28 +38,23 @@ class Recipe:
 
 RECIPES = {
     "fast": Recipe((), "the recipe itself"),
-    "lr 3e-4": Recipe(("lrate=3e-4",), "a smaller step"),
-    "lr 2e-3": Recipe(("lrate=2e-3",), "a larger step"),
-    "lr 3e-3": Recipe(("lrate=3e-3",), "a larger step still"),
+    "lr 5e-4": Recipe(("lrate=5e-4",), "a smaller step"),
+    "lr 1e-3": Recipe(("lrate=1e-3",), "a smaller step"),
+    "lr 3e-3": Recipe(("lrate=3e-3",), "a larger step"),
     "constant lr": Recipe(("lr_decay=none",), "no decay: the EMA alone averages the noise out"),
     "cosine": Recipe(("lr_decay=cosine",), "a decay that stays high longer"),
+    "uniform t": Recipe(("diffusion.time=discrete",), "DDPM's noise levels"),
+    "more noise": Recipe(("diffusion.p_mean=-0.5",), "log-normal about a higher level"),
+    "less noise": Recipe(("diffusion.p_mean=-2",), "log-normal about a lower level"),
     "dropout 0.1": Recipe(("network.dropout=0.1",), "the main config's regularisation"),
     "beta2 0.95": Recipe(("optim_args.betas=[0.9,0.95]",), "a shorter memory of the gradients"),
+    "AdamW": Recipe(("optim=AdamW", "optim_args.weight_decay=0.05"), "decoupled weight decay"),
     "batch 32": Recipe(("batch_size=32",), "twice the steps from the same images"),
     "batch 128": Recipe(("batch_size=128",), "half the steps from the same images"),
     "v": Recipe(("diffusion.objective=v",), "predicts v instead of the noise"),
     "v, min-SNR": Recipe(
         ("diffusion.objective=v", "diffusion.weighting=min_snr"), "weighs high noise down"
     ),
-    "log-normal": Recipe(("diffusion.time=lognormal",), "trains on EDM's noise levels"),
-    "log-normal, higher": Recipe(
-        ("diffusion.time=lognormal", "diffusion.p_mean=-0.5"), "the same, more noise"
-    ),
-    "log-normal, lr 2e-3": Recipe(("diffusion.time=lognormal", "lrate=2e-3"), "both together"),
-    "log-normal, v": Recipe(("diffusion.time=lognormal", "diffusion.objective=v"), "both together"),
-    "log-normal, lr 3e-3": Recipe(("diffusion.time=lognormal", "lrate=3e-3"), "both together"),
-    "log-normal, cosine": Recipe(("diffusion.time=lognormal", "lr_decay=cosine"), "both together"),
-    "AdamW": Recipe(("optim=AdamW", "optim_args.weight_decay=0.05"), "decoupled weight decay"),
     "zero init": Recipe(("network.zero_init=True",), "residual blocks begin as identities"),
     "self-condition": Recipe(("network.self_condition=out_4",), "a block guides those after it"),
     "self-condition, gate": Recipe(
@@ -69,13 +64,18 @@ RECIPES = {
     "InfoNCE": Recipe(
         ("distill.loss=infonce", "distill.block=out_5"), "agrees with the EMA on another view"
     ),
-    "InfoNCE, less": Recipe(
-        ("distill.loss=infonce", "distill.block=out_5", "distill.weight=0.02"),
-        "the same, denoising weighs more",
-    ),
     "InfoNCE, colour": Recipe(
         ("distill.loss=infonce", "distill.block=out_5", "distill.teacher_color=0.5"),
         "the other view has other colours",
+    ),
+    "InfoNCE, colour, less": Recipe(
+        (
+            "distill.loss=infonce",
+            "distill.block=out_5",
+            "distill.teacher_color=0.5",
+            "distill.weight=0.01",
+        ),
+        "the same, and denoising weighs more",
     ),
     "InfoNCE, colour, geometry": Recipe(
         (
@@ -86,27 +86,10 @@ RECIPES = {
         ),
         "and is scaled, turned and moved",
     ),
-    "InfoNCE at out_3, colour": Recipe(
-        ("distill.loss=infonce", "distill.block=out_3", "distill.teacher_color=0.5"),
-        "at a lower block",
-    ),
     "regression": Recipe(
         ("distill.loss=regression", "distill.block=out_5"), "agrees without negatives"
     ),
     "dispersive": Recipe(("distill.loss=dispersive", "distill.block=out_5"), "spreads features"),
-    "log-normal, lr 2e-3, self-condition": Recipe(
-        ("diffusion.time=lognormal", "lrate=2e-3", "network.self_condition=out_4"), "all together"
-    ),
-    "log-normal, lr 2e-3, InfoNCE, colour": Recipe(
-        (
-            "diffusion.time=lognormal",
-            "lrate=2e-3",
-            "distill.loss=infonce",
-            "distill.block=out_5",
-            "distill.teacher_color=0.5",
-        ),
-        "all together",
-    ),
 }
 
 

@@ -34,7 +34,7 @@ def test_an_unknown_recipe_is_answered_by_those_there_are(capsys):
     with pytest.raises(SystemExit) as stop:
         recipes.main(["--rows", "fsat"])
     assert stop.value.code == 2
-    assert "no recipe 'fsat': there are fast; lr 3e-4" in capsys.readouterr().err
+    assert "no recipe 'fsat': there are fast; lr 5e-4" in capsys.readouterr().err
 
 
 @pytest.mark.slow
