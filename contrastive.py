@@ -26,7 +26,7 @@ from evaluation.plots import subject
 from evaluation.probe.features import model_source
 from evaluation.tables import find_or_add_row
 from support import distributed
-from support.files import write_json
+from support.files import check_writable, write_json
 from utils import log, permutation, pick_device
 
 EXCLUDES = tuple(
@@ -131,6 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         model = load_model(one, device)
         path = results_folder(args, model.config) / "contrastive.json"
         if images is None:  # the same for every checkpoint of a run
+            check_writable([path.parent])
             dataset = load_dataset(args, model.config, args.split, model.denoiser)
             images = some_images(dataset, args.n, model.config.seed)
         row, blocks = measured(args, model, images, path, device)

@@ -15,6 +15,7 @@ from model.released import (
     write_released,
 )
 from support.errors import UserError
+from support.files import check_writable
 from utils import pick_device
 
 
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     one_process("export.py")
     model = load_model(args, pick_device(args.device))
     folder = Path(args.output_dir or f"{model.config.save_dir}/export_ep{model.epoch}")
+    check_writable([folder])
     refuse_other_contents(folder)
     results = Path(args.results) if args.results else run_folder(model)
     if not results.is_dir():

@@ -34,7 +34,12 @@ from evaluation.fid.frechet import (
     score_name,
     statistics_path,
 )
-from evaluation.fid.image_sets import export_images, read_images, score_file
+from evaluation.fid.image_sets import (
+    export_images,
+    read_images,
+    refuse_contents,
+    score_file,
+)
 from evaluation.fid.inception import (
     N_FEATURES,
     WEIGHTS_SHA256,
@@ -46,7 +51,7 @@ from evaluation.fid.inception import (
 from sampling import SamplerSettings, sample_in_batches
 from support import distributed
 from support.errors import UserError
-from support.files import write_json
+from support.files import check_writable, write_json
 from utils import log, pick_device
 
 EXCLUDES = (Exclusion("samples", ("n", "epoch", "input_scale"), "the images are there already"),)
@@ -89,18 +94,22 @@ def main(argv: list[str] | None = None) -> None:
     """Writes the scores as .json and prints them. --export_reference writes training images."""
     args = parse_args(argv)
     device = pick_device(args.device)
-    images = None if args.samples is None else read_images(args.samples)
-    if images is not None and len(images) < 2:
-        raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
     model = None if args.n is None else load_model(args, device)
     config = model.config if model else pick_config(args)
     settings = model and chosen_sampler(args, model.denoiser)
+    path = score_path(args, model, settings)
+    check_writable([args.export_reference] if args.export_reference else [], [path])
+    if args.export_reference is not None:
+        refuse_contents(args.export_reference)
+    images = None if args.samples is None else read_images(args.samples)
+    if images is not None and len(images) < 2:
+        raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
     train = load_dataset(args, config, "train")
     if args.export_reference is not None:
         if distributed.is_main():
             export_images(train.images, args.export_reference)
         print(f"{len(train):,} images of {train.name} train written to {args.export_reference}")
-    if images is None and args.n is None:
+    if path is None:
         return
     with distributed.main_first():  # it downloads them
         weights = find_weights(args.inception)
@@ -112,14 +121,23 @@ def main(argv: list[str] | None = None) -> None:
             "checkpoint": str(model.path), "epoch": model.epoch, "model": model.fingerprint(),
             "input_scale": model.input_scale, "seed": config.seed, **asdict(settings),
         }  # fmt: skip
-        drawn = f"ep{model.epoch}_{settings.tag()}_n{args.n}"
-        path = Path(args.output_dir or config.save_dir) / f"fid_{drawn}.json"
     else:
         origin = {"samples": str(args.samples)}
-        path = score_file(args.samples, args.output_dir)
     warn(images, train)
     scores = score(images, train, inception, weights, args, config.seed)
     write_scores({**scores, **origin, "seconds": time.perf_counter() - started}, path)
+
+
+def score_path(
+    args: argparse.Namespace, model: TrainedModel | None, settings: SamplerSettings | None
+) -> Path | None:
+    """Where the scores go; None if nothing is scored."""
+    if args.samples is not None:
+        return score_file(args.samples, args.output_dir)
+    if args.n is None:
+        return None
+    drawn = f"ep{model.epoch}_{settings.tag()}_n{args.n}"
+    return Path(args.output_dir or model.config.save_dir) / f"fid_{drawn}.json"
 
 
 def draw(

@@ -39,7 +39,7 @@ from evaluation.plots import curves, subject
 from evaluation.probe.features import model_source
 from evaluation.tables import wilson_interval
 from support import distributed
-from support.files import short_hash, write_json
+from support.files import check_writable, short_hash, write_json
 from utils import pick_device
 
 EXCLUDES = (Exclusion("scratch", ("epoch", "input_scale"), "no checkpoint is fine-tuned"),)
@@ -141,9 +141,10 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     model = load_start(args, device)
     config = model.config
+    folder = results_folder(args, config)
+    check_writable([folder])
     train, test = load_datasets(args, model)
     settings = deciding_settings(args, recipe, model, train, test)
-    folder = results_folder(args, config)
     t, block = settings["timestep"], settings["blockname"]
     classifier = Classifier(model.denoiser, t, block, train, config.seed)
     run = fine_tuning(

@@ -32,6 +32,7 @@ from evaluation.probe.over_seeds import SeedTable, probe_seeds
 from evaluation.probe.probe import PROTOCOLS, Probe, Protocol
 from support import distributed
 from support.errors import UserError
+from support.files import check_writable
 from utils import compile_network, log, pick_device
 
 EXCLUDES = (
@@ -186,6 +187,8 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     source, config, what, facts = probed_source(args, device)
     cells = asked_cells(args, source, config)
+    kept = [Path(config.save_dir, name) for name in ("features", "probes")]
+    check_writable([results_folder(args, config), *kept], [args.save_features])
     train, test = (load_dataset(args, config, split, source.denoiser) for split in SPLITS)
     train = stratified(train, args.n_train, config.seed)
     probe = Probe(

@@ -41,7 +41,7 @@ from evaluation.classifiers.noisy_report import write_accuracies
 from evaluation.classifiers.supervised import Recipe, SupervisedTraining, training_batches
 from model.models import PROCESSES
 from support import distributed
-from support.files import short_hash
+from support.files import check_writable, short_hash
 from utils import pick_device
 
 FROM_SCRATCH = "it is trained from scratch"
@@ -101,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     model = load_model(args, device) if args.backbone == "ddae" else None
     config = with_process(pick_config(args) if model is None else model.config, args.mode)
+    folder = results_folder(args, config)
+    check_writable([folder])
     seed, process = config.seed, noise_levels(config).to(device)
     sees = model and model.denoiser
     train, test = (load_dataset(args, config, split, sees) for split in SPLITS)
@@ -116,7 +118,6 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda" and distributed.world_size() > 1:
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
     settings = decided_by(args, config, train, backbone, recipe)
-    folder = results_folder(args, config)
     run = SupervisedTraining(
         classifier, classifier.optimizer(recipe), noise_drawer(process, seed, device),
         training_batches(train, recipe, device, seed, config.flip), recipe,

@@ -35,7 +35,7 @@ from evaluation.probe.grid_files import best_cell
 from evaluation.run_report import command_line, write_report
 from sampling import default_samples_folder, sampler_settings
 from support.errors import UserError
-from support.files import read_json, write_json
+from support.files import check_writable, read_json, write_json
 from support.resumable import stopping_signals
 from training.cost import Cost, measure_cost
 from training.trainer import Trainer
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     one_process("reproduce.py")
     config = pick_config(args)
+    check_writable([config.save_dir])
     record_path = Path(config.save_dir) / "reproduce.json"
     record = read_record(record_path)
     steps = record["steps"]

@@ -33,7 +33,7 @@ from evaluation.samples.trajectories import save_trajectory, slerp
 from sampling import SamplerSettings, default_samples_folder, labels_of, sample_in_batches, solve
 from support import distributed
 from support.errors import UserError
-from support.files import write_json
+from support.files import check_writable, write_json
 from utils import ImageNoise, log, peak_memory_bytes, pick_device
 
 EXCLUDES = (
@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = chosen_sampler(args, model.denoiser)
     folder = default_samples_folder(model.config.save_dir, model.epoch, settings)
     folder = Path(args.output_dir or folder)
+    check_writable([folder, folder / "pngs", folder / "intermediate"])
     if args.interpolate:
         interpolate(model, settings, args, folder)
         return 0

@@ -14,8 +14,9 @@ from model.DDPM import alpha
 from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
+from support.files import check_writable
 from training.cost import measure_cost
-from training.run import Run
+from training.run import Run, folders_of
 from training.trainer import Trainer
 from utils import log, pick_device
 
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     config = pick_config(args)
     if args.epochs and config.n_step:
         raise UserError(f"--epochs: this run ends by steps, n_step is {config.n_step}")
+    if not args.dry_run:
+        check_writable(folders_of(config.save_dir))
     device = pick_device(args.device)
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     trainer = Trainer(config, train, device, args.use_amp, args.compile)

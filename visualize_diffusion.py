@@ -13,6 +13,7 @@ from model.DDPM import alpha
 from model.denoiser import Denoiser
 from model.models import PROCESSES
 from support.errors import UserError
+from support.files import check_writable
 from utils import generator
 
 PANELS = 8  # noise levels shown by default
@@ -38,12 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     config = pick_config(args)
     process = PROCESSES[config.model_type](torch.nn.Linear(1, 1), config.diffusion)
     timesteps = timesteps_of(args, process)
+    path = Path(args.save_path or Path(config.save_dir) / "forward_process.png")
+    check_writable(files=[path])
     test = load_dataset(args, config, "test")
     if not 1 <= args.num_images <= len(test):
         raise UserError(f"--num_images {args.num_images}: give 1 to {len(test)}")
     spread = [i * len(test) // args.num_images for i in range(args.num_images)]  # over the classes
     x0 = to_model_range(torch.from_numpy(test.images[spread]))
-    path = Path(args.save_path or Path(config.save_dir) / "forward_process.png")
     t = torch.linspace(1, process.n_T, CURVE_POINTS)
     sigma = process.sigma(t)
     forward_process(

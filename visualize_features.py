@@ -22,7 +22,7 @@ from evaluation.probe.grid_files import best_cell
 from evaluation.probe.probe import PROTOCOLS
 from support import distributed
 from support.errors import UserError
-from support.files import save_array
+from support.files import check_writable, save_array
 from utils import log, permutation, pick_device
 
 MIN_IMAGES = 10
@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     t, block = chosen_cell(args, model)
     source = model_source(model, args.use_amp)
     source.check([t], [block])
+    check_writable([results_folder(args, model.config), save_dir / "features"])
     test = load_dataset(args, model.config, "test", model.denoiser)
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
     features = extractor(test, [t], [block])[t, block]

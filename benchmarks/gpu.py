@@ -23,7 +23,7 @@ from benchmarks.record import images_for, record_of, write_record
 from cli import config_path, int_from, job, job_parser, one_process, overrides_and_seed, pick_config
 from config import Config
 from support.errors import UserError
-from support.files import read_json
+from support.files import check_writable, read_json
 from utils import pick_device
 
 SUMMARY = {"status": str, "lines": [str], "figures": dict, "seconds": float}
@@ -122,6 +122,7 @@ class Running:
 def main(argv: list[str] | None = None) -> int:
     """Runs the stages, prints a line of each, and writes gpu_<device>.json after each."""
     args = parse_args(argv)
+    check_writable([args.output_dir])
     config, device = pick_config(args), pick_device(args.device)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the stages too
     tiny = args.tiny or device.type == "cpu"

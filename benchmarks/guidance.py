@@ -34,7 +34,7 @@ from cli import (
     results_folder,
 )
 from support.errors import UserError
-from support.files import write_json
+from support.files import check_writable, write_json
 from utils import pick_device
 
 
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config, device = pick_config(args), pick_device(args.device)
     folder = results_folder(args, config)
+    check_writable([folder])
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     sets = [read_set(path, config.dataset) for path in args.folders]
     for other in sets[1:]:

@@ -22,7 +22,7 @@ from cli import at_least, job, job_parser, overrides_and_seed
 from config import load_config
 from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
 from support.errors import UserError
-from support.files import read_json, write_json
+from support.files import check_writable, read_json, write_json
 
 BASE = "config/fast.yaml"
 BLOCKS = "out_2,out_5,out_6,out_2+out_5+out_6"
@@ -193,6 +193,7 @@ def results(args: argparse.Namespace, records: dict[str, dict]) -> Iterator[tupl
 def main(argv: list[str] | None = None) -> int:
     """Trains and probes each recipe, and writes the table as .json and .md after each."""
     args = parse_args(argv)
+    check_writable([args.runs, args.output_dir])
     budget = (
         f"{args.channels} channels, {args.n_step * BATCH:,} images, {args.n_train or 'all'} probed"
     )

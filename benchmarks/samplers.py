@@ -37,7 +37,7 @@ from evaluation.tables import find_or_add_row
 from model.samplers import SAMPLERS, SPACINGS
 from sampling import SamplerSettings
 from support.errors import UserError
-from support.files import read_json, write_json
+from support.files import check_writable, read_json, write_json
 from utils import pick_device, progress, redirect_to_bar
 
 FID_IMAGES = 5000
@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(args.device)
     model = load_model(args, device)
     folder = results_folder(args, model.config)
+    check_writable([folder])
     table = {  # all of it before anything is drawn: what cannot be is said now
         (sampler, most): settings_within(model.denoiser, sampler, most, args.spacing, args.clip)
         for sampler in SAMPLERS

@@ -26,7 +26,7 @@ from evaluation.tables import (
     write_text,
 )
 from support.errors import UserError
-from support.files import read_json, write_json
+from support.files import check_writable, read_json, write_json
 
 BASE = "config/fast.yaml"
 BLOCKS = "out_1,out_2,out_3,out_4,out_5,out_6,out_7,out_8"
@@ -130,6 +130,7 @@ def in_order(runs: list[dict]) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     """Trains and probes each width, and writes .json after each, then .md and .png."""
     args = parse_args(argv)
+    check_writable([args.runs, args.output_dir])
     stem = Path(args.output_dir) / f"scale_{args.n_step}"
     path = stem.with_suffix(".json")
     budget = f"{args.n_step * BATCH:,} images each, {args.n_train or 'all'} probed"

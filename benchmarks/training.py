@@ -18,6 +18,7 @@ from config import Config
 from datasets import Dataset
 from evaluation.tables import aligned
 from support.errors import UserError
+from support.files import check_writable
 from training.cost import gflops_of
 from utils import amp_dtype, log, peak_memory_bytes, pick_device
 
@@ -66,6 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes training_<device>.json, and prints it as a table."""
     args = parse_args(argv)
+    check_writable([args.output_dir])
     config, device = pick_config(args), pick_device(args.device)
     train, images = images_for(config, args.data_dir, SYNTHETIC)
     names = [name for name in args.loops if name in LOOPS]

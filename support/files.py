@@ -12,10 +12,11 @@ import os
 import pickle
 import shutil
 import struct
+import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,41 @@ DAMAGED = (
 
 
 # --- writing
+
+
+def check_writable(
+    folders: Iterable[str | Path] = (), files: Iterable[str | Path | None] = ()
+) -> None:
+    """Raises UserError unless something can be written in all `folders` and to all `files`.
+
+    Jobs ask before they begin to work. Of what is not there yet, the nearest folder above it is
+    tried; nothing is left behind. None among the files stands for no file.
+    """
+    wanted = [(Path(folder), Path(folder)) for folder in folders]
+    for path in (Path(file) for file in files if file is not None):
+        if path.is_dir():
+            raise UserError(f"{path}: a folder is there; name a file, such as {path / 'results'}")
+        wanted.append((path, path.parent))
+    for path, folder in wanted:
+        try:
+            reason = _refusal(folder)
+        except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+            reason = getattr(error, "strerror", None) or str(error)
+        if reason is not None:
+            raise UserError(f"{path}: nothing can be written there ({reason}): choose another")
+
+
+def _refusal(folder: Path) -> str | None:
+    """Why nothing can be written in `folder`, or None; it raises what the system does."""
+    folder = Path(os.path.abspath(folder))
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()
+            break
+    if not place.is_dir():
+        return f"{place} is {'a link to nothing' if place.is_symlink() else 'no folder'}"
+    with tempfile.TemporaryFile(dir=place):
+        return None
 
 
 @contextlib.contextmanager

@@ -29,6 +29,11 @@ MAX_BAD_IN_A_ROW = 10  # losses that are not finite, before the run ends
 CHECKED = 64  # test images that the network has to denoise before its weights are saved
 
 
+def folders_of(save_dir: str | Path) -> list[Path]:
+    """Those that a run writes in."""
+    return [Path(save_dir, name) for name in ("ckpts", "tensorboard", "visual")]
+
+
 class Run:
     """All that `trainer` does until its last step, in the config's save_dir.
 

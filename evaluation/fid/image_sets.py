@@ -90,15 +90,22 @@ def _read_npz(path: Path) -> np.ndarray:
     )
 
 
+def refuse_contents(folder: str | Path) -> None:
+    """Raises UserError for a folder that holds anything."""
+    folder = Path(folder)
+    with writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: not an empty folder; name another, or delete it first")
+
+
 def export_images(images: np.ndarray, folder: str | Path) -> None:
     """Writes images, (N, C, H, W) uint8, C 1 or 3, as <folder>/<index>.png.
 
     Raises UserError if the folder holds anything, so that no two sets mix.
     """
+    refuse_contents(folder)
     folder = Path(folder)
     with writing(folder):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: not an empty folder; name another, or delete it first")
         folder.mkdir(parents=True, exist_ok=True)
     digits = len(str(len(images) - 1))
     for i, image in enumerate(progress(images, desc="writing", unit="image")):
