@@ -2,29 +2,32 @@
 
 python -m benchmarks.recipes --use_amp                         # one epoch of the main network each
 python -m benchmarks.recipes --use_amp --channels 32 --n_step 390 --n_train 10000     # coarse
+python -m benchmarks.recipes --use_amp --compile --parallel 4                  # on a large GPU
 """
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoint
 from benchmarks.experiment import (
-    BATCH,
     add_budget_arguments,
     at_a_time,
+    budget_of,
+    earlier,
     grid_arguments,
+    in_words,
     job_arguments,
-    run_job,
+    raise_failed,
+    read_grid,
+    run_facts,
+    run_jobs,
+    run_settings,
 )
 from cli import at_least, job, job_parser, overrides_and_seed
-from config import load_config
 from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
 from support.errors import UserError
-from support.files import check_writable, read_json, write_json
+from support.files import check_writable, write_json
 
-BASE = "config/fast.yaml"
 BLOCKS = "out_2,out_5,out_6,out_2+out_5+out_6"
 
 
@@ -77,6 +80,15 @@ RECIPES = {
         ),
         "the same, and denoising weighs more",
     ),
+    "InfoNCE, colour, more": Recipe(
+        (
+            "distill.loss=infonce",
+            "distill.block=out_5",
+            "distill.teacher_color=0.5",
+            "distill.weight=0.5",
+        ),
+        "the same, and denoising weighs less",
+    ),
     "InfoNCE, colour, geometry": Recipe(
         (
             "distill.loss=infonce",
@@ -121,14 +133,9 @@ def commands(name: str, args: argparse.Namespace) -> tuple[dict[str, list[str]],
     """({job: its arguments}, the run's folder) of a row at this budget."""
     words = "_".join(name.replace(",", "").split())
     folder = Path(args.runs) / f"{words}_{budget_name(args)}"
-    settings = [
-        *RECIPES[name].settings, *overrides_and_seed(args),
-        f"network.n_channels={args.channels}", f"save_dir={folder}", "n_sample=1",
-    ]  # fmt: skip
-    base = args.config or BASE
-    batch_size = load_config(base, settings).batch_size
-    settings.append(f"n_step={args.n_step * BATCH // batch_size}")
-    shared = job_arguments(args, base, settings)
+    width = f"network.n_channels={args.channels}"
+    settings = [*RECIPES[name].settings, *overrides_and_seed(args), width]
+    shared = job_arguments(args, run_settings(args, settings, folder))
     jobs = {"train": ["train.py", *shared]}
     for protocol in ("cached", "knn"):
         jobs[protocol] = ["linear.py", *shared, *grid_arguments(args, protocol)]
@@ -144,20 +151,13 @@ def budget_name(args: argparse.Namespace) -> str:
 def measured(name: str, args: argparse.Namespace) -> dict:
     """Trains and probes one recipe; the jobs go on where they were killed."""
     jobs, folder = commands(name, args)
-    for job_name, command in jobs.items():
-        run_job(job_name, command, folder)
-    (grid,) = sorted(folder.glob("linear_grid*_cached*.json"))
-    (neighbours,) = sorted(folder.glob("linear_grid*_knn*.json"))
-    record = read_json(grid)
+    run_jobs(args, jobs, folder)
+    grid = read_grid(args, folder)
     return {
         "settings": list(RECIPES[name].settings),
-        "commands": [f"python {' '.join(command)}" for command in jobs.values()],
-        "headline": record["headline"],
-        "headline_combined": record["headline_combined"],
-        "headline_knn": read_json(neighbours)["headline"],
-        "cells": record["cells"],
-        "test_loss": checkpoint.load(checkpoint.find(folder))["metrics"]["best_loss"],
-        "versions": record["versions"],
+        **{key: grid[key] for key in ("epoch", "headline", "headline_combined", "cells")},
+        "headline_knn": read_grid(args, folder, "knn")["headline"],
+        **run_facts(jobs, folder),
     }
 
 
@@ -179,41 +179,46 @@ def table(records: dict[str, dict], base: str) -> list[list[str]]:
 
 
 def in_order(records: dict[str, dict]) -> dict[str, dict]:
-    """In the order of RECIPES, whichever ended first."""
-    return {name: records[name] for name in RECIPES if name in records}
+    """In the order of RECIPES, whichever ended first, without those whose settings have changed."""
+    return {
+        name: records[name]
+        for name, recipe in RECIPES.items()
+        if name in records and records[name]["settings"] == list(recipe.settings)
+    }
 
 
-def results(args: argparse.Namespace, records: dict[str, dict]) -> Iterator[tuple[str, dict]]:
-    """The rows that are asked for and not among `records`, as they end."""
-    missing = [name for name in names_of(args) if name not in records]
-    return at_a_time(args.parallel, missing, lambda name: measured(name, args))
-
-
-@job
-def main(argv: list[str] | None = None) -> int:
-    """Trains and probes each recipe, and writes the table as .json and .md after each."""
-    args = parse_args(argv)
-    check_writable([args.runs, args.output_dir])
-    budget = (
-        f"{args.channels} channels, {args.n_step * BATCH:,} images, {args.n_train or 'all'} probed"
-    )
-    stem = Path(args.output_dir) / f"recipes_{budget_name(args)}"
-    path = stem.with_suffix(".json")
-    earlier = read_json(path) if path.is_file() else {}
-    records = in_order(earlier.get("recipes", {}))
-    for name, record in results(args, records):
-        records = in_order({**records, name: record})
-        write_json(path, {"budget": budget, "recipes": records})
-    title = f"Recipes compared: {budget}"
+def report(args: argparse.Namespace, stem: Path, title: str, records: dict[str, dict]) -> None:
+    """Writes the table as .md, and prints it."""
     what = (
         f"accuracy in %; held-out picks the cell, and the gain is of it, over {args.base}; side by "
-        "side: the test accuracy of several blocks together; k-NN: that of its own best cell"
+        "side: the test accuracy of several blocks together; k-NN: that of its own best cell; test "
+        "loss: of the row's own objective and noise levels"
     )
     heading = {what: table(records, args.base)}
     why = [f"{name}: {RECIPES[name].why}" for name in records]
     write_text(stem.with_suffix(".md"), as_markdown(title, heading, why))
     print(as_text(title, heading, why))
-    print(f"\nwrote {path} and {stem.with_suffix('.md')}")
+    print(f"\nwrote {stem}.json and {stem}.md")
+
+
+@job
+def main(argv: list[str] | None = None) -> int:
+    """Trains and probes each recipe; writes .json after each, and the table as .md at the end."""
+    args = parse_args(argv)
+    check_writable([args.runs, args.output_dir])
+    budget = budget_of(args)
+    stem = Path(args.output_dir) / f"recipes_{budget_name(args)}"
+    path = stem.with_suffix(".json")
+    record = earlier(path, {"recipes": dict}, budget)
+    records = in_order(record["recipes"] if record else {})
+    missing, failed = [name for name in names_of(args) if name not in records], []
+    for name, row in at_a_time(args.parallel, missing, lambda name: measured(name, args), failed):
+        records = in_order({**records, name: row})
+        write_json(path, {"budget": budget, "recipes": records})
+    if records:
+        title = f"Recipes compared: {args.channels} channels, {in_words(budget)}"
+        report(args, stem, title, records)
+    raise_failed(failed)
     return 0
 
 

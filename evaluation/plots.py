@@ -110,14 +110,18 @@ def curves(
     spread: dict[str, Sequence[float]] | None = None,
     log_x: bool = False,
     log_y: bool = False,
+    notes: dict[str, Sequence[str]] | None = None,
 ) -> "Figure":
-    """One line of len(x) values per name, with points; `spread` gives half-widths of error bars.
+    """One line of len(x) values per name, with points; `spread` gives half-widths of error bars,
+    and `notes` words beside the points.
 
     None among the values: no point there. Raises UserError if `path` cannot be written.
     """
     figure = _new_figure(8.0, 5.0)
     ax = figure.subplots()
     _draw_lines(ax, x, lines, x_label, y_label, spread, log_x, log_y)
+    if notes:
+        _write_notes(ax, x, lines, notes)
     ax.set_title(title, fontsize=11)
     if len(lines) > 1:
         figure.legend(loc="outside right center", frameon=False)
@@ -176,6 +180,20 @@ def _draw_lines(
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     ax.grid(alpha=0.3)
+
+
+def _write_notes(
+    ax: "Axes",
+    x: Sequence[float],
+    lines: dict[str, Sequence[float | None]],
+    notes: dict[str, Sequence[str]],
+) -> None:
+    ax.margins(x=0.2)  # room for the first and the last words
+    for i, (name, words) in enumerate(notes.items()):  # lines that lie close take turns
+        offset, side = ((-5, 6), "right") if i % 2 else ((5, -11), "left")  # points
+        for at, y, text in zip(x, lines[name], words, strict=True):
+            if y is not None:
+                ax.annotate(text, (at, y), offset, textcoords="offset points", fontsize=7, ha=side)
 
 
 def _log_ticks(axis: "Axis") -> None:

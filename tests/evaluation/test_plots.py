@@ -80,6 +80,13 @@ def test_curves_leave_out_what_is_not_there(tmp_path):
     assert {"title", "x", "y"} <= set(words(figure))
 
 
+def test_curves_have_notes_beside_the_points_that_are_there(tmp_path):
+    lines, notes = {"a": [1.0, None, 0.5]}, {"a": ["first", "absent", "last"]}
+    figure = curves(tmp_path / "a.png", [5, 9, 10], lines, "title", "x", "y", notes=notes)
+    assert {"first", "last"} <= set(words(figure))
+    assert "absent" not in words(figure)
+
+
 def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="could not be written"):
