@@ -2,7 +2,8 @@
 
 A checkpoint is a dict of tensors and plain types, read with `weights_only=True`:
     config, net and ema (state dicts of the network), epoch (that of the last step), step,
-    metrics, versions; `latest.pth` also holds `resume`, what training needs to go on.
+    metrics, versions, data (what it was trained on, see `evaluation.data_record`; old ones have
+    none); `latest.pth` also holds `resume`, what training needs to go on.
 Beside them stands a checksum of all of it, checked when a file is read that has one.
 `load_denoiser` also reads those of other projects and released weights: see
 `foreign_checkpoints` and `released`.
@@ -44,9 +45,10 @@ MODEL_KEYS = (
 
 PARTS = {  # of a checkpoint, and their types
     "config": dict, "net": dict, "ema": dict, "epoch": int, "step": int, "metrics": dict,
-    "versions": dict, "resume": dict,
+    "versions": dict, "resume": dict, "data": dict,
 }  # fmt: skip
 RESUME = {"optimizer": dict, "scaler": dict, "ema_step": int, "window": dict, "use_amp": bool}
+ABOUT = ("config", "step", "metrics", "versions", "data")
 CHECKSUM = "checksum"  # beside the parts
 
 
@@ -59,7 +61,7 @@ class TrainedModel:
     epoch: int
     path: Path
     input_scale: str | None = None  # of model/input_scale.py
-    about: dict = field(default_factory=dict)  # config, step, metrics, versions in the file
+    about: dict = field(default_factory=dict)  # those of ABOUT in the file
 
     def fingerprint(self) -> str:
         """A short hash of the weights and of what they are fed: equal only for equal models."""
@@ -258,7 +260,7 @@ def load_denoiser(
     if inside:
         denoiser = RescaledDenoiser(denoiser, *INPUT_SCALES[inside])
     denoiser.to(device).eval().requires_grad_(False)
-    about = {key: state[key] for key in ("config", "step", "metrics", "versions") if key in state}
+    about = {key: state[key] for key in ABOUT if key in state}
     return TrainedModel(denoiser, config, state["epoch"], Path(path), inside, about)
 
 

@@ -15,6 +15,7 @@ import torch
 from checkpoint import TrainedModel, find, load_denoiser
 from config import Config, load_config
 from datasets import Dataset, canonical_name, read_dataset
+from evaluation.data_record import note_other_data
 from evaluation.encoded import encoded
 from model.denoiser import Denoiser
 from model.input_scale import INPUT_SCALES
@@ -329,15 +330,16 @@ def find_config(dataset: str) -> Path:
 
 
 def load_dataset(
-    args: argparse.Namespace, config: Config, split: str, denoiser: Denoiser | None = None
+    args: argparse.Namespace, config: Config, split: str, model: TrainedModel | None = None
 ) -> Dataset:
-    """The "train" or "test" split of the config's dataset, from --data_dir; with a denoiser, its
-    images as that sees them, see `encoded`."""
+    """The "train" or "test" split of the config's dataset, from --data_dir; with a model, its
+    images as that sees them, see `encoded`, and a note if it was trained on others."""
     with distributed.main_first():  # it downloads, and keeps what it has decoded
         dataset = read_dataset(config, args.data_dir, split, args.skip_bad_images)
-    if denoiser is None:
+    if model is None:
         return dataset
-    return encoded(dataset, denoiser, Path(config.save_dir) / "features")
+    note_other_data(model, dataset)
+    return encoded(dataset, model.denoiser, Path(config.save_dir) / "features")
 
 
 def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         path = results_folder(args, model.config) / "contrastive.json"
         if images is None:  # the same for every checkpoint of a run
             check_writable([path.parent])
-            dataset = load_dataset(args, model.config, args.split, model.denoiser)
+            dataset = load_dataset(args, model.config, args.split, model)
             images = some_images(dataset, args.n, model.config.seed)
         row, blocks = measured(args, model, images, path, device)
         rows.append(row)

@@ -26,6 +26,7 @@ from cli import (
     sampler_arguments_given,
 )
 from datasets import Dataset
+from evaluation.data_record import note_other_data
 from evaluation.fid.frechet import (
     fit_gaussian,
     frechet_distance,
@@ -105,6 +106,8 @@ def main(argv: list[str] | None = None) -> None:
     if images is not None and len(images) < 2:
         raise UserError(f"{args.samples}: 1 image; FID needs at least 2, and is steady from 5,000")
     train = load_dataset(args, config, "train")
+    if model is not None:
+        note_other_data(model, train)
     if args.export_reference is not None:
         if distributed.is_main():
             export_images(train.images, args.export_reference)

@@ -83,7 +83,7 @@ def load_start(args: argparse.Namespace, device: torch.device) -> TrainedModel:
 def load_datasets(args: argparse.Namespace, model: TrainedModel) -> tuple[Dataset, Dataset]:
     """Train, or the --n_train images of it, and test."""
     config = model.config
-    train, test = (load_dataset(args, config, split, model.denoiser) for split in SPLITS)
+    train, test = (load_dataset(args, config, split, model) for split in SPLITS)
     return stratified(train, args.n_train, config.seed), test
 
 

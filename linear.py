@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import untrained, versions
+from checkpoint import TrainedModel, untrained, versions
 from cli import (
     Exclusion,
     add_output_dir,
@@ -115,8 +115,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def probed_source(
     args: argparse.Namespace, device: torch.device
-) -> tuple[FeatureSource, Config, str, dict]:
-    """What is probed (of --epochs the newest), its config, words for titles, facts for files."""
+) -> tuple[TrainedModel | None, FeatureSource, Config, str, dict]:
+    """The model (of --epochs the newest; None: pixels), what is probed of it, the config, words
+    for titles, facts for files."""
     facts = {"checkpoint": None, "epoch": None}
     if args.baseline is None:
         model = load_model(args, device)
@@ -131,8 +132,9 @@ def probed_source(
             compile_network(model.denoiser.net, device)
         source = model_source(model, args.use_amp)
     else:
-        config, what, source = pick_config(args), "raw pixels", pixel_source()
-    return source, config, what, facts | {"fingerprint": source.fingerprint}
+        model, config, what = None, pick_config(args), "raw pixels"
+        source = pixel_source()
+    return model, source, config, what, facts | {"fingerprint": source.fingerprint}
 
 
 def asked_cells(
@@ -185,11 +187,11 @@ def main(argv: list[str] | None = None) -> int:
     """Probes the cells, and writes what it finds as .json, .md and .png."""
     args = parse_args(argv)
     device = pick_device(args.device)
-    source, config, what, facts = probed_source(args, device)
+    model, source, config, what, facts = probed_source(args, device)
     cells = asked_cells(args, source, config)
     kept = [Path(config.save_dir, name) for name in ("features", "probes")]
     check_writable([results_folder(args, config), *kept], [args.save_features])
-    train, test = (load_dataset(args, config, split, source.denoiser) for split in SPLITS)
+    train, test = (load_dataset(args, config, split, model) for split in SPLITS)
     train = stratified(train, args.n_train, config.seed)
     probe = Probe(
         train=train, test=test, cells=cells,

@@ -104,8 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = results_folder(args, config)
     check_writable([folder])
     seed, process = config.seed, noise_levels(config).to(device)
-    sees = model and model.denoiser
-    train, test = (load_dataset(args, config, split, sees) for split in SPLITS)
+    train, test = (load_dataset(args, config, split, model) for split in SPLITS)
     train, scored = stratified(train, args.n_train, seed), range(len(test))
     if args.n_test is not None:
         scored = stratified_subset(test.labels, args.n_test, seed)

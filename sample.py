@@ -19,6 +19,7 @@ from cli import (
     load_model,
 )
 from datasets import to_uint8
+from evaluation.data_record import note_other_data
 from evaluation.samples.grids import load_png, save_image_grid, save_png
 from evaluation.samples.neighbours import save_neighbours
 from evaluation.samples.sample_sets import (
@@ -122,6 +123,7 @@ def more_pictures(
     if args.neighbours:
         samples = torch.stack([load_png(png(folder, i)) for i in range(min(args.n, SHOWN))])
         train = load_dataset(args, model.config, "train")
+        note_other_data(model, train)
         save_neighbours(folder / "neighbours.png", samples, train, model, args.use_amp)
 
 

@@ -10,6 +10,7 @@ import torch
 import checkpoint
 from cli import job, job_parser, load_dataset, pick_config
 from config import Config
+from evaluation.data_record import refuse_other_data
 from model.DDPM import alpha
 from model.denoiser import Denoiser
 from support import distributed
@@ -33,6 +34,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; the shorthands are among the overrides of the config."""
     parser = job_parser(__doc__, checkpoint=False, compiles=True)
     parser.add_argument("--restart", action="store_true", help="start anew over an earlier run")
+    parser.add_argument(
+        "--allow_changed_data", action="store_true",
+        help="go on though the dataset is no longer what the run began with",
+    )  # fmt: skip
     parser.add_argument(
         "--dry_run", action="store_true", help="print size, memory and expected time, train nothing"
     )
@@ -71,11 +76,12 @@ def main(argv: list[str] | None = None) -> int:
             config.batch_size // distributed.world_size(),
         )  # fmt: skip
     run = Run(trainer, test)
-    position(run, args.restart)
-    if trainer.step >= trainer.total_steps:
-        log.info("nothing to do: %s is at the last step already", run.kept.path)
-        return 0
-    run.run()
+    with run.kept.alone():
+        position(run, args.restart, args.allow_changed_data)
+        if trainer.step >= trainer.total_steps:
+            log.info("nothing to do: %s is at the last step already", run.kept.path)
+            return 0
+        run.run()
     log.info("done: checkpoints, pictures and metrics are in %s", config.save_dir)
     return 0
 
@@ -92,16 +98,17 @@ def note_what_is_left(process: Denoiser) -> None:
         )  # fmt: skip
 
 
-def position(run: Run, restart: bool) -> None:
+def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
     """Puts the run where it stopped, or at `load_epoch`, or leaves it at the start.
 
-    Raises UserError if what is there is of another config.
+    Raises UserError if what is there is of another config, or, unless allowed, of other data.
     """
     config, latest = run.config, run.kept.path
     state = checkpoint.load_latest(latest) if latest.exists() and not restart else None
     if state is not None and config.load_epoch in (-1, state["config"].get("load_epoch")):
         free, advice = may_change(config)
         checkpoint.refuse_other_config(latest, state, config, free, advice)
+        refuse_other_data(latest, state.get("data"), run.trainer.data, allow_changed_data)
         run.resume(state)
         log.info(
             "going on from step %d of %d in %s", state["step"], run.trainer.total_steps, latest
@@ -114,6 +121,7 @@ def position(run: Run, restart: bool) -> None:
             start, state, config, set(Config.model_fields) - set(checkpoint.MODEL_KEYS),
             "it cannot start this network",
         )  # fmt: skip
+        refuse_other_data(start, state.get("data"), run.trainer.data, allowed=True)
         run.trainer.start_from(state)
         log.info("starting from the weights of %s, with a new optimizer", start)
     distributed.barrier()  # every rank has read what is there

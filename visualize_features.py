@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     source = model_source(model, args.use_amp)
     source.check([t], [block])
     check_writable([results_folder(args, model.config), save_dir / "features"])
-    test = load_dataset(args, model.config, "test", model.denoiser)
+    test = load_dataset(args, model.config, "test", model)
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
     features = extractor(test, [t], [block])[t, block]
     if not distributed.is_main():

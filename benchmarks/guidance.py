@@ -64,8 +64,9 @@ def main(argv: list[str] | None = None) -> int:
     check_writable([folder])
     train, test = (load_dataset(args, config, split) for split in ("train", "test"))
     sets = [read_set(path, config.dataset) for path in args.folders]
-    for other in sets[1:]:
-        refuse_other(sets[0], other)
+    for found in sets:
+        refuse_other_classes(found, train.class_names)
+        refuse_other(sets[0], found)
     recipe = replace(RECIPE, epochs=args.epochs)
     judge = trained_judge(train, recipe, folder, device, config.seed, config.flip, args.use_amp)
 
@@ -93,6 +94,16 @@ def main(argv: list[str] | None = None) -> int:
     print(write_guidance_tables(folder, record, sets, train.class_names))
     print("\nwrote " + ", ".join(str(folder / f"guidance.{end}") for end in ("json", "md", "png")))
     return 0
+
+
+def refuse_other_classes(found: SampleSet, class_names: list[str]) -> None:
+    """Raises UserError if the network's classes had other names: the labels would have moved."""
+    names = found.record.get("class_names", class_names)
+    if names != class_names:
+        raise UserError(
+            f"{found.folder}: its classes are {', '.join(names)}, but those of the data are now "
+            f"{', '.join(class_names)}: put the data back, or train anew"
+        )
 
 
 def refuse_other(first: SampleSet, other: SampleSet) -> None:

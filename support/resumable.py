@@ -13,6 +13,7 @@ from torch import Tensor
 
 from support import distributed
 from support.errors import Stopped
+from support.lock import held
 
 SAVE_EVERY_S = 60.0  # where a state is small and quickly written
 SAME_SIGNAL_S = 1.0  # torchrun hands a Ctrl-C on to processes that the terminal has sent it already
@@ -31,6 +32,9 @@ class Resumable:
     Within the block SIGINT, SIGTERM and SIGHUP (a closed terminal) let the step in progress end:
     the state is then due, and `stop_if_told` raises Stopped. A second signal ends the block at once
     with KeyboardInterrupt. Only rank 0 writes; all ranks save and stop at the same step.
+
+    Two processes never go on from one file at the same time: the block, and `alone` around it,
+    hold the lock at `lock` (default: beside the file), and raise UserError where another has it.
     """
 
     def __init__(
@@ -39,15 +43,25 @@ class Resumable:
         write: Callable[[Path, dict], None],
         every_s: float = SAVE_EVERY_S,
         unit: str = "step",
+        lock: Path | None = None,
     ):
         self.path, self.write, self.every_s, self.unit = path, write, every_s, unit
+        self.lock = lock or path.with_name(f".{path.name}.lock")
+        self.blocks = contextlib.ExitStack()
         self.saved_step: int | None = None  # that of the file, where this object knows it
         self.saved_at = self.signalled_at = time.monotonic()
         self.own_signal = self.signal = 0  # what this rank was sent, and what all agree on
         self.handlers: dict[int, object] = {}  # those that were there before
         self.terminals: list[int] = []  # of standard output and error
 
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which no other process writes the file, as far as rank 0 can see."""
+        if not distributed.is_main():
+            return contextlib.nullcontext()
+        return held(self.lock, str(self.path))
+
     def __enter__(self) -> "Resumable":
+        self.blocks.enter_context(self.alone())
         self.saved_at = time.monotonic()
         self.terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         for number in stopping_signals():
@@ -57,6 +71,7 @@ class Resumable:
     def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        self.blocks.close()
 
     def is_due(self, at_once: bool = False) -> bool:
         """Whether to save after this step: `at_once`, or it is time, or a signal has come.

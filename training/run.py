@@ -44,7 +44,9 @@ class Run:
         self.trainer, self.test, self.config = trainer, test, trainer.config
         self.save_dir = Path(self.config.save_dir)
         self.ckpts = self.save_dir / "ckpts"
-        self.kept = Resumable(self.ckpts / "latest.pth", checkpoint.save, SAVE_SECONDS)
+        self.kept = Resumable(
+            self.ckpts / "latest.pth", checkpoint.save, SAVE_SECONDS, lock=self.save_dir / ".lock"
+        )
 
     def resume(self, state: dict) -> None:
         """Goes on from what latest.pth holds, bit for bit."""

@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 import checkpoint
 from config import Config
 from datasets import Batches, Batching, Dataset
+from evaluation.data_record import data_record
 from model.denoiser import Denoiser
 from model.models import build_denoiser
 from support import distributed
@@ -129,6 +130,7 @@ class Trainer:
         alone = distributed.world_size() == 1 and not needs_scaler
         if compiles and device.type == "cuda" and alone:
             self.recorded = Recorded(self._update, self.optimizer, device)
+        self.data = data_record(train)
         self.step = 0
         self.metrics = {"loss_average": None, "skipped": 0, "best_loss": None, "best_epoch": None}
 
@@ -248,6 +250,7 @@ class Trainer:
             "step": self.step,
             "metrics": dict(self.metrics),
             "versions": checkpoint.versions(),
+            "data": self.data,
         }
 
     def full_state(self) -> dict:

@@ -23,7 +23,10 @@ def finish(
     images = torch.stack([load_png(png(folder, i)) for i in range(min(n, GRID_IMAGES))])
     # between the images, over pixels: near 0 when all look the same
     variance = images.float().div(127.5).var(dim=0, correction=0).mean().item()
-    write_json(folder / "samples.json", description | {"pixel_variance": round(variance, 5)})
+    facts = {"pixel_variance": round(variance, 5)}
+    if model.denoiser.classes and "data" in model.about:
+        facts["class_names"] = model.about["data"]["classes"]
+    write_json(folder / "samples.json", description | facts)
     y = labels_of(model.denoiser, settings, list(range(len(images))))
     ordered, columns = rows_by_class(images, y)
     save_image_grid(folder / "grid.png", ordered, columns or math.ceil(math.sqrt(len(images))))
