@@ -86,8 +86,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     at_least(args, batch_size=1, ddim_steps=1, dpmpp_2m_steps=2, rounds=1, memory_batches=1)
     one_process("benchmarks.sampling")
-    if find_spec("diffusers") is None:
-        raise UserError("no diffusers to compare with: pip install -r benchmarks/requirements.txt")
     return args
 
 
@@ -95,6 +93,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes sampling_<device>.json, and prints two tables."""
     args = parse_args(argv)
+    if find_spec("diffusers") is None:
+        raise UserError("no diffusers to compare with: pip install -r benchmarks/requirements.txt")
     check_writable([args.output_dir])
     device = pick_device(args.device)
     record = record_of("benchmarks.sampling", argv, device) | {

@@ -109,11 +109,11 @@ def test_a_command_is_one_that_its_job_takes(path, command, monkeypatch):
     args = parse(words_of(command))  # refused: SystemExit or UserError, and pytest shows why
     if args is None:
         return
-    names_config = args.config or args.dataset
+    names_config = any(getattr(args, key, None) for key in ("config", "dataset"))
     checkpoint = getattr(args, "ckpt", None) or ""
     if not checkpoint.startswith("results/"):
         args.ckpt = None  # it is not here; the config beside it is
-    if names_config and not names_config.startswith("their"):  # somebody else's
+    if names_config and not (args.config or "").startswith("their"):  # somebody else's
         pick_config(args)
     if checkpoint.startswith("results/") and not name(path).startswith("results/"):
         assert Path(checkpoint).exists()  # what results/ tells may be of an earlier commit
