@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     recipe = config.linear.model_copy(update={"n_epoch": args.epochs or config.linear.n_epoch})
     n_test = args.n_test or -(-args.n_train // TEST_PART)
     train, test = (
-        stratified(load_dataset(args, config, split, model.denoiser), n, config.seed)
+        stratified(load_dataset(args, config, split, model), n, config.seed)
         for split, n in (("train", args.n_train), ("test", n_test))
     )
     race = Race(
