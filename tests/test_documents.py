@@ -1,6 +1,6 @@
 """What the documents say holds: commands parse, figures are those of results/, links work.
 
-A figure names its source in its own link, `[58.49 (57.5–59.5)](FILE.json "headline")`: see
+A figure names its source in its own link, `[68.06 (67.1–69.0)](FILE.json "headline")`: see
 "Figures in texts" in CONTRIBUTING.md.
 """
 
