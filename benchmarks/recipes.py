@@ -67,6 +67,10 @@ RECIPES = {
     "InfoNCE": Recipe(
         ("distill.loss=infonce", "distill.block=out_5"), "agrees with the EMA on another view"
     ),
+    "InfoNCE, less": Recipe(
+        ("distill.loss=infonce", "distill.block=out_5", "distill.weight=0.02"),
+        "the same, and denoising weighs more",
+    ),
     "InfoNCE, colour": Recipe(
         ("distill.loss=infonce", "distill.block=out_5", "distill.teacher_color=0.5"),
         "the other view has other colours",
