@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from arguments import Exclusion, at_least
 from checkpoint import TrainedModel, saved_epochs, versions
 from cli import (
-    Exclusion,
     add_output_dir,
-    at_least,
     job,
     job_parser,
     load_dataset,

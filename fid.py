@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from arguments import Exclusion, at_least
 from checkpoint import TrainedModel
 from cli import (
-    Exclusion,
     add_sampler_arguments,
-    at_least,
     chosen_sampler,
     job,
     job_parser,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from arguments import Exclusion
 from checkpoint import TrainedModel, untrained, versions
 from cli import (
-    Exclusion,
     add_output_dir,
     job,
     job_parser,

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import torch
 
+from arguments import Exclusion, at_least, int_list, sums_of
 from checkpoint import TrainedModel, untrained, versions
 from cli import (
-    Exclusion,
     add_output_dir,
-    at_least,
-    int_list,
     job,
     job_parser,
     load_dataset,
@@ -18,7 +16,6 @@ from cli import (
     one_cell,
     pick_config,
     results_folder,
-    sums_of,
 )
 from config import Config
 from datasets import SPLITS, stratified

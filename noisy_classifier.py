@@ -13,9 +13,9 @@ from dataclasses import asdict
 
 from torch import nn
 
+from arguments import Exclusion
 from checkpoint import versions
 from cli import (
-    Exclusion,
     add_output_dir,
     job,
     job_parser,

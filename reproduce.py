@@ -19,8 +19,8 @@ from pathlib import Path
 from types import FrameType
 
 import checkpoint
+from arguments import at_least
 from cli import (
-    at_least,
     config_path,
     job,
     job_parser,

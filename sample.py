@@ -7,17 +7,9 @@ from pathlib import Path
 
 import torch
 
+from arguments import Exclusion, at_least
 from checkpoint import TrainedModel, versions
-from cli import (
-    Exclusion,
-    add_sampler_arguments,
-    at_least,
-    chosen_sampler,
-    job,
-    job_parser,
-    load_dataset,
-    load_model,
-)
+from cli import add_sampler_arguments, chosen_sampler, job, job_parser, load_dataset, load_model
 from datasets import to_uint8
 from evaluation.data_record import note_other_data
 from evaluation.samples.grids import load_png, save_image_grid, save_png

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from cli import int_list, job, job_parser, load_dataset, pick_config
+from arguments import int_list
+from cli import job, job_parser, load_dataset, pick_config
 from config import Config
 from datasets import to_model_range
 from evaluation.plots import forward_process

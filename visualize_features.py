@@ -5,17 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from arguments import Exclusion, at_least
 from checkpoint import TrainedModel
-from cli import (
-    Exclusion,
-    add_output_dir,
-    at_least,
-    job,
-    job_parser,
-    load_dataset,
-    load_model,
-    results_folder,
-)
+from cli import add_output_dir, job, job_parser, load_dataset, load_model, results_folder
 from evaluation.plots import scatter, subject
 from evaluation.probe.features import Extractor, model_source
 from evaluation.probe.grid_files import best_cell

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import checkpoint
-from cli import config_path, int_from, int_list, overrides_and_seed
+from arguments import int_from, int_list
+from cli import config_path, overrides_and_seed
 from config import load_config
 from evaluation.probe.grid_files import file_stem
 from support.errors import UserError

@@ -18,9 +18,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from arguments import int_from
 from benchmarks.gpu_jobs import ROOT
 from benchmarks.record import images_for, record_of, write_record
-from cli import config_path, int_from, job, job_parser, one_process, overrides_and_seed, pick_config
+from cli import config_path, job, job_parser, one_process, overrides_and_seed, pick_config
 from config import Config
 from support.errors import UserError
 from support.files import check_writable, read_json

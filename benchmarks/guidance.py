@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from arguments import at_least
 from benchmarks.guidance_judge import (
     DEPTH,
     RECIPE,
@@ -25,7 +26,6 @@ from benchmarks.guidance_judge import (
 from checkpoint import versions
 from cli import (
     add_output_dir,
-    at_least,
     job,
     job_parser,
     load_dataset,

@@ -7,20 +7,11 @@ python -m benchmarks.probe_grid --config config/DDPM_ddpm.yaml --baseline random
 import argparse
 from statistics import fmean, median
 
+from arguments import Exclusion, at_least, sums_of
 from benchmarks.probe_ways import Race
 from benchmarks.record import record_of, write_record
 from checkpoint import TrainedModel, untrained
-from cli import (
-    Exclusion,
-    at_least,
-    job,
-    job_parser,
-    load_dataset,
-    load_model,
-    one_process,
-    pick_config,
-    sums_of,
-)
+from cli import job, job_parser, load_dataset, load_model, one_process, pick_config
 from datasets import stratified
 from evaluation.probe.cells import cells_of
 from evaluation.probe.features import model_source

@@ -9,6 +9,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from arguments import at_least
 from benchmarks.experiment import (
     add_budget_arguments,
     at_a_time,
@@ -23,7 +24,7 @@ from benchmarks.experiment import (
     run_jobs,
     run_settings,
 )
-from cli import at_least, job, job_parser, overrides_and_seed
+from cli import job, job_parser, overrides_and_seed
 from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
 from support.errors import UserError
 from support.files import check_writable, write_json

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from arguments import at_least, int_list
 from benchmarks.sampler_errors import (
     REFERENCE,
     REFERENCE_SPACING,
@@ -22,8 +23,6 @@ from benchmarks.sampler_report import Rows, write_sampler_tables
 from checkpoint import TrainedModel, versions
 from cli import (
     add_output_dir,
-    at_least,
-    int_list,
     job,
     job_parser,
     load_dataset,

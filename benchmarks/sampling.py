@@ -18,11 +18,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from arguments import JobParser, at_least, int_list
 from benchmarks.memory import megabytes, peak_bytes
 from benchmarks.record import record_of, seconds_of, write_record
 from benchmarks.training_loops import DIFFUSERS
 from checkpoint import load_denoiser
-from cli import JobParser, at_least, int_list, job, one_process
+from cli import job, one_process
 from evaluation.tables import aligned
 from model.denoiser import Denoiser
 from model.diffusers_checkpoints import is_diffusers, pipeline_parts

@@ -7,6 +7,7 @@ python -m benchmarks.scale --use_amp --n_step 1562 --seeds 0,1 --compile --paral
 import argparse
 from pathlib import Path
 
+from arguments import Exclusion, at_least, int_list
 from benchmarks.experiment import (
     add_budget_arguments,
     at_a_time,
@@ -21,7 +22,7 @@ from benchmarks.experiment import (
     run_jobs,
     run_settings,
 )
-from cli import Exclusion, at_least, int_list, job, job_parser
+from cli import job, job_parser
 from evaluation.plots import curves
 from evaluation.tables import (
     as_markdown,

@@ -13,10 +13,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from arguments import at_least, int_list
 from benchmarks.memory import megabytes
 from benchmarks.record import record_of, write_record
 from benchmarks.scaling_parts import data_row, network_row, start_row
-from cli import at_least, config_path, int_list, job, job_parser, one_process, pick_config
+from cli import config_path, job, job_parser, one_process, pick_config
 from config import Config, parse_config
 from evaluation.tables import aligned
 from support.errors import UserError

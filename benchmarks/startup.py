@@ -17,8 +17,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 import checkpoint
+from arguments import JobParser, at_least
 from benchmarks.record import record_of, write_record
-from cli import JobParser, at_least, job, one_process
+from cli import job, one_process
 from config import parse_config
 from evaluation.tables import aligned
 from support.errors import UserError

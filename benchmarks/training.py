@@ -10,10 +10,11 @@ from statistics import median
 
 import torch
 
+from arguments import at_least
 from benchmarks.device_rate import device_rates
 from benchmarks.record import free, images_for, record_of, seconds_of, write_record
 from benchmarks.training_loops import DDPMPytorch, Diffusers, Loop, Ours, Usual
-from cli import at_least, config_path, job, job_parser, one_process, pick_config
+from cli import config_path, job, job_parser, one_process, pick_config
 from config import Config
 from datasets import Dataset
 from evaluation.tables import aligned

@@ -12,7 +12,8 @@ import fid
 import finetune
 import sample
 import visualize_diffusion
-from cli import Exclusion, job_parser
+from arguments import Exclusion
+from cli import job_parser
 from config import parse_config
 from evaluation.classifiers.finetuning import RECIPE
 from evaluation.samples.sample_sets import missing_images

@@ -14,11 +14,11 @@ FLOORS = [  # from the top; a room may import those on floors below, and itself
     {"sampling"},
     {"checkpoint", "datasets"},
     {"model", "readers"},
-    {"config", "utils"},
+    {"config", "utils", "arguments"},
     {"support"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-KNOWS_ARGPARSE = {*FLOORS[0], "benchmarks", "cli"}
+KNOWS_ARGPARSE = {*FLOORS[0], "benchmarks", "cli", "arguments"}
 
 
 def room(name: str) -> str:
