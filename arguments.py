@@ -101,3 +101,15 @@ def sums_of(kind: type) -> Callable[[str], list[list]]:
             raise argparse.ArgumentTypeError(f"'{text}': expected {what}, as in 1,2,1+2") from None
 
     return sums
+
+
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """The argument type of a,b: some of `known`."""
+
+    def names(text: str) -> list[str]:
+        asked = text.split(",")
+        if unknown := sorted(set(asked) - set(known)):
+            raise argparse.ArgumentTypeError(f"no '{unknown[0]}': there are {','.join(known)}")
+        return asked
+
+    return names

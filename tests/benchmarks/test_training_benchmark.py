@@ -69,6 +69,15 @@ def test_a_loop_that_fails_is_a_line_and_the_others_go_on(tiny_config, monkeypat
     assert "diffusers: not measured: TypeError: unexpected keyword" in training.report(found)
 
 
+def test_a_loop_of_ours_that_fails_is_no_line(tiny_config, monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setitem(training.LOOPS, "usual", broken)
+    with pytest.raises(TypeError, match="a fault of ours"):
+        training.built(["usual"], tiny_config, None, torch.device("cpu"), use_amp=False)
+
+
 def test_images_are_the_datasets_or_made_up(tmp_path):
     config = load_config("config/DDPM_ddpm.yaml")
     train, what = images_for(config, tmp_path, 10)
