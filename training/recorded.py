@@ -1,6 +1,6 @@
 """A training step as one CUDA graph: its thousands of kernels are recorded once, then replayed.
 
-On a fast GPU a small network's kernels end sooner than Python can launch the next; a replay
+On a fast GPU a small network's kernels can end sooner than Python launches the next; a replay
 launches all of them in one call.
 """
 
