@@ -1,0 +1,78 @@
+"""Jobs as forks of one process that has imported PyTorch: a thousand starts take minutes."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+JOBS = (
+    "train", "linear", "visualize_features", "sample", "fid", "finetune", "noisy_classifier",
+    "contrastive", "visualize_diffusion", "reproduce", "export",
+)  # fmt: skip
+SLOW_IMPORTS = ("torchvision", "matplotlib.pyplot", "sklearn", "torch.utils.tensorboard")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its exit code, -9 for a SIGKILL, None if it was killed for hanging; and
+    what it wrote to standard output and error."""
+
+    code: int | None
+    said: str
+
+    @property
+    def traceback(self) -> bool:
+        """Whether it showed one."""
+        return "Traceback (most recent call last)" in self.said
+
+
+class Job:
+    """A job that runs: `python <name>.py <words>`, its output in the file `log`.
+
+    It leads a process group of its own: a signal reaches what it has started, too.
+    """
+
+    def __init__(self, name: str, words: Sequence[str], log: Path):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([*SLOW_IMPORTS, *JOBS])  # once; later calls change nothing
+        self.log = log
+        self.process = context.Process(target=_run, args=(name, list(words), str(log)))
+        self.process.start()
+
+    def send(self, number: int) -> None:
+        """The signal, to the whole group; nothing if it has ended."""
+        with suppress(ProcessLookupError):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:  # it has not come so far
+                os.kill(self.process.pid, number)
+
+    def wait(self, limit_s: float) -> Ended:
+        """Its end, at the latest after `limit_s` seconds, when it is killed."""
+        self.process.join(limit_s)
+        hangs = self.process.exitcode is None
+        self.send(signal.SIGKILL)  # if it hangs; and what it may have left running
+        self.process.join()
+        said = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return Ended(None if hangs else self.process.exitcode, said)
+
+
+def run_job(name: str, words: Sequence[str], log: Path, limit_s: float = 60) -> Ended:
+    """`python <name>.py <words>` to its end, see `Job`."""
+    return Job(name, words, log).wait(limit_s)
+
+
+def _run(name: str, words: list[str], log: str) -> None:
+    """In the fork: what `python <name>.py <words>` does."""
+    os.setpgid(0, 0)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.argv = [f"{name}.py", *words]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as it is in a process of its own
+    sys.exit(importlib.import_module(name).main(words))
