@@ -53,13 +53,18 @@ class Job:
                 os.kill(self.process.pid, number)
 
     def wait(self, limit_s: float) -> Ended:
-        """Its end, at the latest after `limit_s` seconds, when it is killed."""
+        """Its end; if it has not come after `limit_s` seconds, it is killed."""
         self.process.join(limit_s)
         hangs = self.process.exitcode is None
-        self.send(signal.SIGKILL)  # if it hangs; and what it may have left running
+        end = self.kill()
+        return Ended(None, end.said) if hangs else end
+
+    def kill(self) -> Ended:
+        """Ends it with SIGKILL, and what it may have left running."""
+        self.send(signal.SIGKILL)
         self.process.join()
         said = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return Ended(None if hangs else self.process.exitcode, said)
+        return Ended(self.process.exitcode, said)
 
 
 def run_job(name: str, words: Sequence[str], log: Path, limit_s: float = 60) -> Ended:

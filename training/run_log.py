@@ -1,7 +1,10 @@
 """A run's log: TensorBoard, and `metrics.jsonl` with one JSON object per line."""
 
+import contextlib
 import csv
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,9 @@ class RunLog:
             temporary.write_text("".join(map(_as_text, kept)), encoding="utf-8")
         with writing(self.path):
             self.file = self.path.open("a", encoding="utf-8")
-            self.board = SummaryWriter(str(save_dir / "tensorboard"), purge_step=start_step + 1)
+        self.events = save_dir / "tensorboard"
+        with writing(self.events):
+            self.board = SummaryWriter(str(self.events), purge_step=start_step + 1)
 
     def lines(self) -> list[dict]:
         """Those of the whole run, also of before it was resumed; on rank 0 alone.
@@ -61,14 +66,18 @@ class RunLog:
         with writing(self.path):
             self.file.write(_as_text({"kind": kind, "step": step, **values}))
             self.file.flush()
-        for name, value in flat(values).items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        with writing(self.events), _said_once():
+            for name, value in flat(values).items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(f"{kind}/{name}", value, step)
+            self.board.flush()
 
     def image(self, name: str, step: int, image: np.ndarray) -> None:
         """image: (C, H, W) uint8."""
         if self.writes:
-            self.board.add_image(name, image, step)
+            with writing(self.events), _said_once():
+                self.board.add_image(name, image, step)
+                self.board.flush()
 
     def write_csv(self) -> None:
         """Writes metrics.csv, the lines of metrics.jsonl with a column per value, empty where
@@ -90,7 +99,25 @@ class RunLog:
         if self.writes:
             with writing(self.path):
                 self.file.close()
+            with writing(self.events), _said_once():
                 self.board.close()
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """TensorBoard writes in a thread of its own, which shows a traceback of what it cannot write;
+    `flush` then raises it here, and that is enough."""
+    show = threading.excepthook
+
+    def unless_it_comes_again(thread: threading.ExceptHookArgs) -> None:
+        if not issubclass(thread.exc_type, OSError):
+            show(thread)
+
+    threading.excepthook = unless_it_comes_again
+    try:
+        yield
+    finally:
+        threading.excepthook = show
 
 
 def _as_text(line: dict) -> str:

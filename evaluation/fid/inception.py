@@ -76,7 +76,7 @@ def load_inception(weights: Path, device: torch.device) -> PooledFeatures:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except DAMAGED:
         raise UserError(f"{weights}: not a readable file of weights; {mend}") from None
-    net = _fid_inception()
+    net = untrained_inception()
     try:
         net.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError):
@@ -87,7 +87,7 @@ def load_inception(weights: Path, device: torch.device) -> PooledFeatures:
     return model.eval().to(device)
 
 
-def _fid_inception() -> nn.Module:
+def untrained_inception() -> nn.Module:
     """torchvision's Inception with the blocks of pytorch-fid, whose pooling is TensorFlow's."""
     from pytorch_fid import inception as fid_blocks  # slow to import
     from torchvision.models import inception

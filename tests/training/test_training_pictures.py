@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import threading
 
 import matplotlib
 import numpy as np
@@ -73,8 +75,20 @@ def test_damaged_lines_of_the_log_are_dropped_with_a_note(tmp_path, caplog, monk
 def test_a_log_that_cannot_be_written_is_named(tmp_path, name):
     path = tmp_path / name
     path.mkdir() if name == "metrics.jsonl" else path.write_text("in the way")
-    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+    with pytest.raises(UserError, match=name):
         RunLog(tmp_path, 0)
+
+
+def test_a_log_that_can_no_longer_be_written_shows_no_traceback(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", shown.append)
+    log = RunLog(tmp_path / "run", 0)
+    log.write("train", 1, {"loss": 0.5})
+    shutil.rmtree(tmp_path / "run")
+    for what in (lambda: log.write("train", 2, {"loss": 0.4}), log.close):
+        with pytest.raises(UserError, match="tensorboard: could not be written"):
+            what()
+    assert not shown
 
 
 def test_a_log_of_another_program_draws_no_curve_and_stops_nothing(model, tmp_path):
