@@ -10,7 +10,7 @@ from benchmarks.record import seconds_of
 SIZES = {"cuda": (8192, 256), "mps": (4096, 64)}  # of a matrix; images of a convolution
 SMALL = (1024, 16)
 CHANNELS, SIDE = 128, 32  # of the convolution: the width of the main network's heavy blocks
-TIMED_S = 0.2  # at least
+TIMED_S = 1.0  # at least
 
 
 def device_rates(device: torch.device, dtype: torch.dtype) -> dict[str, float]:

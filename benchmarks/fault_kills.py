@@ -5,18 +5,18 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fault_compare import differences, half_written
 from benchmarks.fault_jobs import Ended, Job, run_job
-from utils import log
 
 MOST_KILLS = 3  # of a run
 SLOW = 20  # times as long as the job left alone, and a job hangs
 LIMIT_S = 600  # of a job left alone
 CONFIG = {  # seconds of training, on images that need no download
-    "dataset": "digits", "flip": True, "batch_size": 64, "n_step": 60, "n_epoch": 3,
+    "dataset": "digits", "flip": True, "batch_size": 64, "n_step": 44, "n_epoch": 2,
     "warm_epoch": 1, "lrate": 1e-3, "ema": 0.99, "n_sample": 2, "sample_every": 1, "save_every": 1,
     "network": {
         "image_shape": [1, 8, 8], "n_channels": 32, "ch_mults": [1, 2], "is_attn": [False, False],
@@ -25,7 +25,7 @@ CONFIG = {  # seconds of training, on images that need no download
     "linear": {"n_epoch": 2, "timestep": 21, "blockname": "out_2"},
 }  # fmt: skip
 GRID = ["--grid", "--blocks", "out_1,out_2,out_3", "--timesteps", "11,21", "--n_train", "300"]
-WRN = ["--backbone", "wrn", "--depth", "10", "--width", "1", "--epochs", "3"]
+WRN = ["--backbone", "wrn", "--depth", "10", "--width", "1", "--epochs", "3", "--warm_epochs", "1"]
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,18 @@ CASES = {
 }
 
 
-def measure_kills(folder: Path, runs: dict[str, int], seed: int) -> dict[str, dict]:
-    """{case: what came of it, see `Work.measure`} of so many `runs` of each case.
+def measure_kills(folder: Path, runs: dict[str, int], seed: int) -> Iterator[tuple[str, dict]]:
+    """(what was killed, what came of it, see `Work.measure`) of so many `runs` of each case.
 
     Every run of a case has the same path, so that records that name it are equal.
     """
-    found, trained = {}, None
+    trained = None
     for name, number in runs.items():
         case = CASES[name]
         if not case.from_scratch and trained is None:
             trained = _trained(folder / "training")
         work = Work(case, folder / name.replace(" ", "_"), None if case.from_scratch else trained)
-        found[f"{name}, killed"] = work.measure(number, seed)
-        log.info("%s, killed: %s", name, in_words(found[f"{name}, killed"]))
-    return found
+        yield f"{name}, killed", work.measure(number, seed)
 
 
 def in_words(row: dict) -> str:

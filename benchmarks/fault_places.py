@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from PIL import Image
 from benchmarks.fault_jobs import JOBS, Ended, Job, run_job
 from benchmarks.fault_kills import CASES, CONFIG, Case, Work
 from evaluation.fid.inception import untrained_inception
-from utils import log
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = 5  # so often, at other moments and sizes
@@ -44,17 +43,13 @@ mount -o remount,ro {run} && {train}; echo "code $?"
 CODE = re.compile(r"^code (\d+)$", re.MULTILINE)
 
 
-def measure_places(folder: Path, names: Sequence[str], seed: int) -> dict[str, dict]:
-    """{what was tried: {"tried": how often, "faults": what was wrong}} of these ATTEMPTS; where
+def measure_places(folder: Path, names: Sequence[str], seed: int) -> Iterator[tuple[str, dict]]:
+    """(what was tried, {"tried": how often, "faults": what was wrong}) of these ATTEMPTS; where
     one cannot be tried here, {"tried": 0, "why": ...}."""
-    found = {}
     for name in names:
         attempt = ATTEMPTS[name]
-        found[attempt.__doc__.partition("\n")[0]] = row = attempt(
-            folder / name, random.Random(f"{seed} {name}")
-        )
-        log.info("%s: tried %d times, %d faults", name, row["tried"], len(row["faults"]))
-    return found
+        what = attempt.__doc__.partition("\n")[0]
+        yield what, attempt(folder / name, random.Random(f"{seed} {name}"))
 
 
 def checked(end: Ended, codes: set[int], words: str = "") -> list[str]:

@@ -96,6 +96,7 @@ def of_networks(
     config: Config, key: str, values: list[int], device: torch.device, args: argparse.Namespace
 ) -> Iterator[dict]:
     """A row for each value of network.n_channels, or of the side of image_shape."""
+    network_row(config, device, args.use_amp, rounds=1)  # what libraries allocate once
     for value in sorted(set(values)):
         channels = config.network.image_shape[0]
         setting = value if key == "n_channels" else f"[{channels}, {value}, {value}]"

@@ -185,11 +185,12 @@ def summary(name: str, found: dict) -> dict:
     row, usual = found["loops"][name], found["loops"].get("usual")
     speed = median(row["images_per_s"])
     tflops = 3 * row["gflops_forward"] * speed / 1000
+    convolutions = max(r for name, r in found["rates"].items() if name.startswith("conv"))
     values = {
         "images_per_s": speed,
         "images_per_s_per_gflop": speed / row["gflops_forward"],
         "tflops": tflops,
-        "share_of_convolutions": tflops / found["rates"]["conv"],
+        "share_of_convolutions": tflops / convolutions,
         "share_of_matrix_products": tflops / found["rates"]["matmul"],
     }
     if usual:

@@ -8,7 +8,6 @@ import signal
 import pytest
 import torch
 
-import checkpoint
 from benchmarks import fault_kills, faults
 from benchmarks.fault_compare import differences
 from benchmarks.fault_jobs import Ended, Job, run_job
@@ -89,9 +88,9 @@ def test_a_job_that_fails_after_a_kill_is_named(tmp_path, monkeypatch):
 
 def change_weights(run):
     path = run / "a.pth"
-    state = checkpoint.load(path)
+    state = torch.load(path)
     state["net"]["w"][0] += 1e-7
-    checkpoint.save(path, state)
+    torch.save(state, path)
 
 
 CHANGES = {
@@ -124,7 +123,7 @@ CHANGES = {
 def test_differences(tmp_path, name):
     expected, found = tmp_path / "expected", tmp_path / "found"
     expected.mkdir()
-    checkpoint.save(expected / "a.pth", {"net": {"w": torch.ones(3)}, "step": 1})
+    torch.save({"net": {"w": torch.ones(3)}, "step": 1}, expected / "a.pth")
     (expected / "metrics.jsonl").write_text('{"step": 1}\n')
     (expected / "report.md").write_text("accuracy 3, took 2 s")
     (expected / "a.json").write_text('{"seconds": 1, "n": 1}')
@@ -152,19 +151,29 @@ def test_an_end_that_should_be_another(end, faults):
 
 
 def test_what_is_written(tmp_path, monkeypatch, capsys):
-    row = {"tried": 3, "kills": 5, "kills_while_writing": 2, "identical": 2}
-    found = {"train, killed": row | {"faults": [{"run": 1, "what": "a.pth: differs"}]}}
-    monkeypatch.setattr(faults, "measure_kills", lambda *_: found)
-    assert faults.main(["--parts", "kills", "--output_dir", str(tmp_path)]) == 1
-    assert json.loads((tmp_path / "faults.json").read_text())["parts"] == {"kills": found}
+    row = {"tried": 3, "kills": 5, "kills_while_writing": 2, "identical": 2, "faults": []}
+    faulty = row | {"faults": [{"run": 1, "what": "a.pth: differs"}]}
+    kills = [("train, killed", row), ("sample, killed", faulty)]
+    monkeypatch.setattr(faults, "measure_kills", lambda *_: kills)
+    arguments = ["--parts", "kills", "--output_dir", str(tmp_path)]
+    assert faults.main(arguments) == 1
     assert "5 kills, 2 while a file was being written" in capsys.readouterr().out
-    assert "a.pth: differs" in (tmp_path / "faults.md").read_text()
+    assert "sample, killed: {'run': 1, 'what': 'a.pth: differs'}" in (
+        (tmp_path / "faults.md").read_text()
+    )
+    del kills[0]
+    kills[0] = ("sample, killed", row | {"tried": 4})
+    assert faults.main(arguments) == 0
+    rows = json.loads((tmp_path / "faults.json").read_text())["rows"]
+    assert {name: row["tried"] for name, row in rows.items()} == {
+        "train, killed": 3, "sample, killed": 4,
+    }  # fmt: skip
+    assert rows["train, killed"]["seed"] == 0
 
 
 @pytest.mark.slow
-def test_a_real_run_of_every_case(tmp_path, monkeypatch):
-    monkeypatch.setitem(fault_kills.CONFIG, "n_step", 24)
+def test_a_real_run_of_every_case(tmp_path):
     arguments = ["--job_runs", "1", "--runs", "1", "--output_dir", str(tmp_path)]
     assert faults.main(["--parts", "kills", *arguments]) == 0
     record = json.loads((tmp_path / "faults.json").read_text())
-    assert len(record["parts"]["kills"]) == len(fault_kills.CASES)
+    assert len(record["rows"]) == len(fault_kills.CASES)
