@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ JOBS = (
     "train", "linear", "visualize_features", "sample", "fid", "finetune", "noisy_classifier",
     "contrastive", "visualize_diffusion", "reproduce", "export",
 )  # fmt: skip
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}  # nothing listens there
 SLOW_IMPORTS = ("torchvision", "matplotlib.pyplot", "sklearn", "torch.utils.tensorboard")
 
 
@@ -34,14 +36,24 @@ class Ended:
 class Job:
     """A job that runs: `python <name>.py <words>`, its output in the file `log`.
 
-    It leads a process group of its own: a signal reaches what it has started, too.
+    It leads a process group of its own: a signal reaches what it has started, too. `cwd` is the
+    folder that it runs in, `memory` so many bytes that it may take.
     """
 
-    def __init__(self, name: str, words: Sequence[str], log: Path):
+    def __init__(
+        self,
+        name: str,
+        words: Sequence[str],
+        log: Path,
+        cwd: Path | None = None,
+        memory: int | None = None,
+    ):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*SLOW_IMPORTS, *JOBS])  # once; later calls change nothing
         self.log = log
-        self.process = context.Process(target=_run, args=(name, list(words), str(log)))
+        self.process = context.Process(
+            target=_run, args=(name, list(words), log.absolute(), cwd, memory)
+        )
         self.process.start()
 
     def send(self, number: int) -> None:
@@ -67,14 +79,27 @@ class Job:
         return Ended(self.process.exitcode, said)
 
 
-def run_job(name: str, words: Sequence[str], log: Path, limit_s: float = 60) -> Ended:
+def run_job(
+    name: str,
+    words: Sequence[str],
+    log: Path,
+    limit_s: float = 60,
+    cwd: Path | None = None,
+    memory: int | None = None,
+) -> Ended:
     """`python <name>.py <words>` to its end, see `Job`."""
-    return Job(name, words, log).wait(limit_s)
+    return Job(name, words, log, cwd, memory).wait(limit_s)
 
 
-def _run(name: str, words: list[str], log: str) -> None:
+def _run(name: str, words: list[str], log: Path, cwd: Path | None, memory: int | None) -> None:
     """In the fork: what `python <name>.py <words>` does."""
     os.setpgid(0, 0)
+    os.environ.update(NO_NETWORK)
+    if cwd is not None:
+        os.chdir(cwd)
+    if memory is not None:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + memory, held + memory))
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for stream in (1, 2):
         os.dup2(file, stream)

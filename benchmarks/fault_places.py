@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def small_disk(folder: Path, draw: random.Random) -> dict:
     """train.py on a disk of a random size, then of a gigabyte, then read-only"""
     if why := _no_mounts():
         return {"tried": 0, "why": why, "faults": []}
-    faults = []
+    faults, first = [], Counter()
     for i in range(TIMES):
         work = Work(CASES["train"], folder / str(i), None)
         work.run.mkdir()
@@ -77,10 +78,11 @@ def small_disk(folder: Path, draw: random.Random) -> dict:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         codes = [int(code) for code in CODE.findall(done.stdout)]
+        first[str(codes[0])] += 1
         fits = len(codes) == 3 and codes[0] in (0, 2) and codes[1:] == [0, 2]
         if not fits or Ended(0, done.stdout).traceback:
             faults.append(f"exit codes {codes}: {done.stdout[-1500:]}")
-    return {"tried": TIMES, "faults": faults}
+    return {"tried": TIMES, "exit_codes": dict(first), "faults": faults}
 
 
 def _no_mounts() -> str | None:

@@ -1,6 +1,6 @@
-"""Kills, full disks, lost folders: what the jobs do when things go wrong, counted.
+"""Kills, mutated files, full disks: what the jobs do when things go wrong, counted.
 
-python -m benchmarks.faults                       # everything; hours on one core
+python -m benchmarks.faults                       # everything; about two hours on one core
 python -m benchmarks.faults --parts kills --cases train,sample --runs 10
 """
 
@@ -13,6 +13,7 @@ import torch
 
 from arguments import JobParser, at_least, names_of
 from benchmarks.fault_kills import CASES, in_words, measure_kills
+from benchmarks.fault_mutations import measure_checkpoints, measure_yaml
 from benchmarks.fault_places import ATTEMPTS, measure_places
 from benchmarks.record import record_of
 from cli import job, one_process
@@ -20,7 +21,7 @@ from evaluation.tables import as_markdown, as_text, write_text
 from support.files import check_writable, read_json, write_json
 from utils import log
 
-PARTS = ("kills", "places")
+PARTS = ("kills", "places", "yaml", "checkpoints")
 ROW = {"tried": int, "faults": list}
 FAULTS_SHOWN = 5  # of each row, below the table; the JSON has all
 
@@ -42,10 +43,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--runs", type=int, default=100, help="of train.py that are killed")
     parser.add_argument("--job_runs", type=int, default=20, help="of every other job")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--yaml", type=int, default=1000, help="mutated YAML files")
+    parser.add_argument("--checkpoints", type=int, default=500, help="mutated checkpoints")
+    parser.add_argument("--seed", type=int, default=0, help="of moments and mutations")
     parser.add_argument("--output_dir", default="results", help="where faults.json and .md go")
     args = parser.parse_args(argv)
-    at_least(args, runs=1, job_runs=1)
+    at_least(args, runs=1, job_runs=1, yaml=1, checkpoints=1)
     one_process("benchmarks.faults")
     return args
 
@@ -83,8 +86,12 @@ def tried(folder: Path, args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
         if part == "kills":
             runs = {name: args.runs if name == "train" else args.job_runs for name in args.cases}
             yield from measure_kills(place, runs, args.seed)
-        else:
+        elif part == "places":
             yield from measure_places(place, args.attempts, args.seed)
+        elif part == "yaml":
+            yield "mutated YAML files", measure_yaml(place, args.yaml, args.seed)
+        else:
+            yield "mutated checkpoints", measure_checkpoints(place, args.checkpoints, args.seed)
 
 
 def table(rows: dict[str, dict]) -> list[list[str]]:
@@ -99,6 +106,8 @@ def how(row: dict) -> str:
     """What else there is to say of a row."""
     if "kills" in row:
         return in_words(row)
+    if "exit_codes" in row:
+        return ", ".join(f"exit code {code}: {n}" for code, n in row["exit_codes"].items())
     return row.get("why", "")
 
 
