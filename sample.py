@@ -165,7 +165,7 @@ def draw(
         model.denoiser, settings, mine, seed, shape, args.use_amp, args.batch_size
     ):
         for i, image in zip(indices, images, strict=True):
-            save_png(png(folder, i), image)
+            save_png(png(folder, i), image, flush=False)
     distributed.barrier()
     return time.monotonic() - started
 

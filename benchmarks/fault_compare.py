@@ -10,9 +10,9 @@ import torch
 
 from support.files import DAMAGED
 
-MEASURED = {  # of the machine, not of the run
-    "seconds", "images_per_s", "peak_memory_mb", "versions", "forwards_per_s", "hours",
-}  # fmt: skip
+MEASURED = re.compile(  # of the machine, and of how often a job was called: not of the run
+    "seconds.*|.*_per_s|ms_per_image|peak_memory_mb|versions|drawn_in_last_call|checksum"
+)  # the checksum is of all in a checkpoint, seconds too
 NOT_COMPARED = {"tensorboard", "runs"}  # folders of event files, named by the time they began
 TIME = re.compile(r"\d[\d.,]* (s|min|h)\b")
 
@@ -57,8 +57,9 @@ def same(a: object, b: object) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        names = {name for name in a if name not in MEASURED}
-        others = {name for name in b if name not in MEASURED}
+        names, others = (
+            {name for name in values if not MEASURED.fullmatch(str(name))} for values in (a, b)
+        )
         return names == others and all(same(a[name], b[name]) for name in names)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))

@@ -109,7 +109,7 @@ def export_images(images: np.ndarray, folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     digits = len(str(len(images) - 1))
     for i, image in enumerate(progress(images, desc="writing", unit="image")):
-        save_png(folder / f"{i:0{digits}d}.png", torch.tensor(image))
+        save_png(folder / f"{i:0{digits}d}.png", torch.tensor(image), flush=False)
 
 
 def score_file(samples: str | Path, output_dir: str | Path | None = None) -> Path:

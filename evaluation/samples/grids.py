@@ -15,10 +15,11 @@ BETWEEN = 2  # pixels between the images of a grid
 WHITE = 255
 
 
-def save_png(path: str | Path, image: Tensor) -> None:
-    """Writes image, (1 or 3, H, W) uint8 on the CPU, atomically."""
+def save_png(path: str | Path, image: Tensor, flush: bool = True) -> None:
+    """Writes image, (1 or 3, H, W) uint8 on the CPU, atomically. Without `flush`, for one of many:
+    see `replacing`."""
     pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-    with replacing(path, flush=False) as temporary:
+    with replacing(path, flush) as temporary:
         Image.fromarray(pixels.numpy()).save(temporary, format="PNG")
 
 

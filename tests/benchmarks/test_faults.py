@@ -80,7 +80,18 @@ def test_a_kill_while_a_file_is_written(stub, tmp_path):
 def test_a_job_that_fails_after_a_kill_is_named(tmp_path, monkeypatch):
     work = Work(Case("stub_job"), tmp_path / "work", None)
     monkeypatch.setattr(work, "killed", lambda *_, **__: Ended(1, "what it said"))
-    assert work.killed_and_resumed(random.Random(0), 1.0) == (0, 0, ["ended with 1: what it said"])
+    work.seconds = 1.0
+    assert work.killed_and_resumed(random.Random(0)) == (0, 0, ["ended with 1: what it said"])
+
+
+def test_a_run_that_ends_before_its_kill_begins_anew(stub, tmp_path):
+    work = Work(Case(stub), tmp_path / "work", None)
+    work.alone()
+    shutil.copytree(work.run, work.expected)
+    work.seconds = 1000.0
+    kills, _, _ = work.killed_and_resumed(random.Random(4))
+    assert kills >= 1
+    assert work.seconds < 60
 
 
 # --- what differs
