@@ -12,6 +12,7 @@ import torch
 
 from arguments import at_least, names_of
 from benchmarks.device_rate import device_rates
+from benchmarks.memory import megabytes, peak_bytes
 from benchmarks.record import free, images_for, record_of, seconds_of, write_record
 from benchmarks.training_loops import DDPMPytorch, Diffusers, Loop, Ours, Usual
 from cli import config_path, job, job_parser, one_process, pick_config
@@ -20,7 +21,7 @@ from datasets import Dataset
 from evaluation.tables import aligned
 from support.files import check_writable
 from training.cost import gflops_of
-from utils import amp_dtype, log, peak_memory_bytes, pick_device
+from utils import amp_dtype, log, pick_device
 
 LOOPS = {"ours": Ours, "usual": Usual, "diffusers": Diffusers, "ddpm_pytorch": DDPMPytorch}
 COMPILED = "ours --compile"
@@ -120,23 +121,22 @@ def build(
     name: str, config: Config, train: Dataset, device: torch.device, use_amp: bool
 ) -> tuple[Loop, dict]:
     """The loop, warm, and what does not change from turn to turn."""
-    cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated(device) if cuda else 0
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    if name == COMPILED:
-        loop = Ours(config, train, device, use_amp, compiles=True)
-    else:
-        loop = LOOPS[name](config, train, device, use_amp)
-    first = seconds_of(lambda: loop.steps(1), device)
-    seconds_of(lambda: loop.steps(WARM_UP[device.type]), device)
-    if isinstance(loop, Ours):
-        seconds_of(loop.forward_backward, device, 2)
-    facts = {
-        "parameters": sum(p.numel() for p in loop.net.parameters()),
-        "first_step_s": first,
-        "peak_memory_mb": (peak_memory_bytes(device) - before) / 1e6 if cuda else None,
-    }
+    made, facts = [], {}
+
+    def warm() -> None:
+        if name == COMPILED:
+            loop = Ours(config, train, device, use_amp, compiles=True)
+        else:
+            loop = LOOPS[name](config, train, device, use_amp)
+        made.append(loop)
+        facts["first_step_s"] = seconds_of(lambda: loop.steps(1), device)
+        seconds_of(lambda: loop.steps(WARM_UP[device.type]), device)
+        if isinstance(loop, Ours):
+            seconds_of(loop.forward_backward, device, 2)
+
+    facts["peak_bytes"] = peak_bytes(warm, device)
+    loop = made[0]
+    facts["parameters"] = sum(p.numel() for p in loop.net.parameters())
     with torch.no_grad():
         facts["gflops_forward"] = gflops_of(loop.forward_one)
     return loop, facts
@@ -218,8 +218,7 @@ def report(found: dict) -> str:
             f"{values['images_per_s_per_gflop']:,.1f}",
             f"{100 * values['share_of_convolutions']:.1f} %",
             "-" if rest is None else f"{100 * rest:.1f} %",
-            "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}",
-            f"{row['first_step_s']:.1f}",
+            megabytes(row["peak_bytes"]), f"{row['first_step_s']:.1f}",
         ])  # fmt: skip
     lines = [
         aligned(rows),
