@@ -15,6 +15,7 @@ JOBS = (
     "train", "linear", "visualize_features", "sample", "fid", "finetune", "noisy_classifier",
     "contrastive", "visualize_diffusion", "reproduce", "export",
 )  # fmt: skip
+LEFT_BY_KILLS = "ignore:resource_tracker:UserWarning"  # counts the locks of killed progress bars
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}  # nothing listens there
 SLOW_IMPORTS = ("torchvision", "matplotlib.pyplot", "sklearn", "torch.utils.tensorboard")
 
@@ -48,6 +49,7 @@ class Job:
         cwd: Path | None = None,
         memory: int | None = None,
     ):
+        os.environ.setdefault("PYTHONWARNINGS", LEFT_BY_KILLS)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*SLOW_IMPORTS, *JOBS])  # once; later calls change nothing
         self.log = log

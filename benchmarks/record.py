@@ -3,6 +3,7 @@
 import gc
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ def record_of(module: str, argv: list[str] | None, device: torch.device) -> dict
     """The command, the machine and the versions of a measurement; the commit is among these."""
     words = sys.argv[1:] if argv is None else argv
     return {
-        "command": " ".join(["python", "-m", module, *words]),
+        "command": shlex.join(["python", "-m", module, *words]),
         "machine": machine_of(device),
         "versions": versions(),
     }

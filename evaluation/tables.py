@@ -41,7 +41,7 @@ def aligned(rows: list[list[str]]) -> str:
 def as_text(title: str, tables: dict[str, list[list[str]]], closing: list[str]) -> str:
     """The title, each table below what it is, and the closing lines."""
     parts = [f"{heading}\n{aligned(rows)}" for heading, rows in tables.items()]
-    return "\n\n".join([title, *parts, "\n".join(closing)])
+    return "\n\n".join([title, *parts, "\n".join(closing)]).rstrip()
 
 
 def markdown_table(rows: list[list[str]]) -> str:
@@ -56,7 +56,7 @@ def as_markdown(title: str, tables: dict[str, list[list[str]]], closing: list[st
     parts = [f"**{title}**"]
     for heading, rows in tables.items():
         parts += [heading, markdown_table(rows)]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in closing)]) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in closing)]).rstrip() + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
