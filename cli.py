@@ -21,6 +21,7 @@ from model.input_scale import INPUT_SCALES
 from model.samplers import SAMPLERS, SPACINGS
 from sampling import SamplerSettings, sampler_settings
 from support import distributed
+from support.allocator import keep_freed_memory
 from support.errors import Stopped, UserError
 from support.streams import lasting_output
 from utils import compile_network, setup_logging
@@ -29,6 +30,11 @@ OUT_OF_MEMORY = (
     "the GPU ran out of memory: lower batch_size (--set batch_size=..., --batch_size in "
     "sampling and probing), add --use_amp, or use --device cpu"
 )
+OUT_OF_HOST_MEMORY = (
+    "not enough memory: lower batch_size (--set batch_size=..., --batch_size in sampling and "
+    "probing), or choose a smaller network"
+)
+CPU_ALLOCATOR = "DefaultCPUAllocator"  # PyTorch has no exception of its own for it
 
 
 def job(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
@@ -47,6 +53,7 @@ def job(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
     def ended(argv: list[str] | None) -> int:
         distributed.start()
         setup_logging()
+        keep_freed_memory()
         try:
             with distributed.only_main_prints():
                 result = main(argv)
@@ -54,6 +61,10 @@ def job(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
             message, code = f"error: {error}", 2
         except torch.OutOfMemoryError:
             message, code = f"error: {OUT_OF_MEMORY}", 2
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and CPU_ALLOCATOR not in str(error):
+                raise
+            message, code = f"error: {OUT_OF_HOST_MEMORY}", 2
         except Stopped as stop:
             message, code = str(stop), 128 + stop.signal
         except KeyboardInterrupt:

@@ -36,7 +36,7 @@ WRONG = [
     "../..",
 ]
 EXTREME = [float("nan"), float("inf"), -float("inf"), -1, 0, 1e308, 1e-320, 10**30, 2**63, -(2**31)]
-DEEP = 400  # levels
+DEEP = 3000  # levels
 
 
 # --- configs: values

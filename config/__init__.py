@@ -1,7 +1,9 @@
 """Reads a YAML experiment into a checked `Config`, and says in one line what is wrong with it."""
 
 import difflib
+import math
 import re
+import reprlib
 from pathlib import Path
 
 import yaml
@@ -11,6 +13,11 @@ from config.schema import FOREIGN_NETWORKS, PROCESSES, Config
 from support.errors import UserError
 
 __all__ = ["Config", "config_differences", "load_config", "parse_config"]
+
+
+MOST_VALUES = 10_000  # of a file; the largest one here has some 60
+_SHORT = reprlib.Repr()  # of what a config holds by mistake: it may be a megabyte
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,8 +42,28 @@ _Loader.add_implicit_resolver(  # YAML 1.1, which PyYAML reads, wants 1.0e-4
 )
 
 
-def _read_yaml(text: str) -> object:
-    return yaml.load(text, _Loader)
+def _read_yaml(text: str, where: str) -> object:
+    """Raises UserError, which begins with `where`, for what is not YAML, or too much of it."""
+    try:
+        values = yaml.load(text, _Loader)
+        if _size(values, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases make more than {MOST_VALUES:,} values of it")
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 99th of a month
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
+    return values
+
+
+def _size(value: object, known: dict[int, float]) -> float:
+    """How many values there are, counting what an alias repeats as often as it stands there."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # it may hold itself
+        inner = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(one, known) for one in inner)
+    return known[id(value)]
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
@@ -51,10 +78,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         raise UserError(f"{path}: no such config. Those in config/: {known}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        values = _read_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 99th of a month
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = _read_yaml(text, f"{path}: not valid YAML")
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -100,10 +124,7 @@ def _with_override(values: dict, override: str) -> dict:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"--set {override}: expected key=value, as in --set linear.timestep=21")
-    try:
-        value = _read_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 99th of a month
-        raise UserError(f"--set {override}: {' '.join(str(error).split())}") from None
+    value = _read_yaml(text, f"--set {override}")
     *sections, last = key.split(".")
     values = dict(values)
     here = values
@@ -128,7 +149,7 @@ def _explain(error: dict, kind: type[Config]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: {message} (found {error['input']!r})"
+    return f"{key}: {message} (found {_SHORT.repr(error['input'])})"
 
 
 def _keys_of(kind: type[Config], path: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 AUGMENT_LABELS = 9  # what the non-leaky augmentation tells the network
+LONGEST_NAME, LONGEST_PATH = 255, 3_000  # bytes; of a path 4,096 with what jobs write below it
 NORM_GROUPS = 32  # groups of every norm inside a residual or attention block
 
 
@@ -238,6 +239,14 @@ class Config(Section):
     save_model: bool = True  # False: keep only latest.pth and best.pth
 
     linear: Linear = Linear()
+
+    @field_validator("save_dir")
+    @classmethod
+    def _a_folder_can_be_called_so(cls, save_dir: str) -> str:
+        names = save_dir.encode().split(b"/")
+        if max(map(len, names)) > LONGEST_NAME or len(save_dir.encode()) > LONGEST_PATH:
+            raise ValueError(f"too long: a name takes {LONGEST_NAME} bytes at most")
+        return save_dir
 
     @model_validator(mode="after")
     def _augmentation_has_its_labels(self) -> "Config":

@@ -57,6 +57,11 @@ def test_overrides_leave_the_rest_of_a_section(tmp_path):
     assert (config.linear.timestep, config.linear.n_epoch) == (21, 3)
 
 
+BOMB = "\n".join(
+    ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("lrate: [", "not valid YAML"),
     ("- a\n- b", "expected 'key: value'"),
@@ -73,6 +78,13 @@ def test_overrides_leave_the_rest_of_a_section(tmp_path):
     ("diffusion: {betas: [0.02, 1e-4]}", "betas must satisfy"),
     ("model_type: GAN", "model_type: no 'GAN': there are DDPM, EDM"),
     ("network: 3", "network: .*3"),
+    (f"save_dir: {'x' * 300}", "save_dir: too long: a name takes 255 bytes"),
+    (f"save_dir: {'x/' * 3000}", "save_dir: too long"),
+    (f"n_epoch: [{'1, ' * 5000}1]", r"n_epoch: .*\(found \[1, 1.{1,60}\)"),
+    (f"n_epoch: {'x' * 5000}", r"n_epoch: .*\(found 'xxx.{1,60}\)"),
+    (BOMB, "not valid YAML: its aliases make more than 10,000 values"),
+    ("a: &a [*a]", "not valid YAML: its aliases make more than"),
+    ("a: " + "[" * 3000 + "]" * 3000, "not valid YAML: nested too deeply"),
 ])  # fmt: skip
 def test_mistakes_are_named_with_the_file(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"

@@ -116,15 +116,19 @@ def test_a_dataset_that_is_not_there(job, tiny_yaml, tiny_checkpoint, tmp_path, 
     assert "folder" in refused(job, [*argv, *shape], capsys)
 
 
-def test_out_of_memory_names_the_setting(tiny_yaml, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+])  # fmt: skip
+def test_out_of_memory_names_the_setting(error, tiny_yaml, monkeypatch, capsys):
     import train
 
     def no_memory(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(train.Trainer, "train_step", no_memory)
     message = refused("train", ["--config", str(tiny_yaml), "--device", "cpu"], capsys)
-    assert "batch_size" in message
+    assert "memory: lower batch_size" in message
 
 
 @pytest.mark.parametrize("job", JOBS)
