@@ -6,14 +6,17 @@ What a scheduler says of the training becomes our DDPM section, the network an F
 `diffusers_networks`. How theirs sample (steps, spacing, clipping) is left to our samplers.
 """
 
-import json
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from config import Config, config_differences, parse_config
 from model.diffusers_networks import Codec, DiffusersNet
 from support.errors import UserError
+from support.files import DAMAGED, has_form, read_json
 
 INDEX = "model_index.json"
 NETWORKS = {  # by the class that the index names; DiT was first published under the second name
@@ -24,7 +27,8 @@ NETWORKS = {  # by the class that the index names; DiT was first published under
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 OBJECTIVES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 PARTS = {"unet", "transformer", "scheduler", "vae"}
-UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, KeyError)  # what from_pretrained raises
+UNREADABLE = (*DAMAGED, ArithmeticError, AssertionError, ImportError)  # of from_pretrained
+AGAIN = "fetch it again"
 
 
 def is_diffusers(path: Path) -> bool:
@@ -34,8 +38,9 @@ def is_diffusers(path: Path) -> bool:
 
 def pipeline_parts(path: Path) -> dict[str, str]:
     """{part: the name of its class}. Raises UserError for one that is not read here."""
-    index = _read_json(path / INDEX)
-    parts = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) > 1 and v[1]}
+    index = read_json(path / INDEX, advice=AGAIN)
+    classes = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) > 1}
+    parts = {part: str(kind) for part, kind in classes.items() if kind}
     part = "transformer" if "transformer" in parts else "unet"
     kind, others = parts.get(part), sorted(set(parts) - PARTS)
     if kind not in NETWORKS or others:
@@ -61,12 +66,15 @@ def read_pipeline(path: Path) -> tuple[DiffusersNet, dict]:
     if "vae" in parts:
         vae = _from_pretrained(_folder_of(path, "vae"), "AutoencoderKL")
     shape = _image_shape(_folder_of(path, network_part), network)
-    codec = Codec(shape if vae is None else _pixel_shape(path, shape, vae), vae)
+    pixel_shape = shape if vae is None else _pixel_shape(path, shape, vae)
+    with _reading(path):
+        net = DiffusersNet(network, diffusion, Codec(pixel_shape, vae))
+        _try_out(net, shape)
     facts = {
         "model_type": "DDPM", "net_type": "diffusers", "diffusion": diffusion,
-        "network": {"image_shape": shape, "pixel_shape": codec.shape}, "cond_drop_prob": 0.0,
+        "network": {"image_shape": shape, "pixel_shape": pixel_shape}, "cond_drop_prob": 0.0,
     }  # fmt: skip
-    return DiffusersNet(network, diffusion, codec), facts
+    return net, facts
 
 
 def config_of_pipeline(
@@ -96,33 +104,43 @@ def read_schedule(path: Path) -> dict:
 
     Raises UserError for a schedule or a prediction that is not read here.
     """
-    theirs = _read_json(path)
-    schedule, objective = theirs.get("beta_schedule"), theirs.get("prediction_type", "epsilon")
-    if schedule not in SCHEDULES or objective not in OBJECTIVES:
-        key, value, known = (
-            ("beta_schedule", schedule, SCHEDULES) if schedule not in SCHEDULES
-            else ("prediction_type", objective, OBJECTIVES)
-        )  # fmt: skip
-        raise UserError(f"{path}: {key} {value} is not read here: there are {', '.join(known)}")
+    theirs = read_json(path, advice=AGAIN)
+    schedule = str(theirs.get("beta_schedule"))
+    objective = str(theirs.get("prediction_type", "epsilon"))
+    for key, value, known in (
+        ("beta_schedule", schedule, SCHEDULES), ("prediction_type", objective, OBJECTIVES),
+    ):  # fmt: skip
+        if value not in known:
+            raise UserError(f"{path}: {key} {value} is not read here: there are {', '.join(known)}")
     for key in ("trained_betas", "rescale_betas_zero_snr"):
         if theirs.get(key):
             raise UserError(f"{path}: {key} is not read here: the betas have to be those of a row")
-    return {
+    section = {
         "n_T": theirs.get("num_train_timesteps", 1000),
         "schedule": SCHEDULES[schedule],
         "betas": (theirs.get("beta_start", 1e-4), theirs.get("beta_end", 0.02)),
         "objective": OBJECTIVES[objective],
     }
+    parse_config({"diffusion": section}, source=str(path))  # it refuses what is no number
+    return section
 
 
-def _read_json(path: Path) -> dict:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Around what diffusers does with a folder: whatever stops it becomes a UserError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected the JSON object that diffusers writes")
-    return values
+        yield
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: diffusers cannot read it: {reason}") from None
+
+
+def _try_out(net: DiffusersNet, shape: tuple[int, int, int]) -> None:
+    """A pass without numbers: some mistakes in a network's config show only there."""
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    weights = {name: tensor.to("meta") for name, tensor in tensors}
+    x, c_noise = torch.zeros(1, *shape, device="meta"), torch.ones(1, device="meta")
+    torch.func.functional_call(net, weights, (x, c_noise))
 
 
 def _folder_of(path: Path, part: str) -> Path:
@@ -141,12 +159,10 @@ def _from_pretrained(path: Path, kind: str) -> nn.Module:
     level = diffusers.utils.logging.get_verbosity()
     diffusers.utils.logging.set_verbosity_error()  # it warns of what is checked below
     try:
-        network, loading = getattr(diffusers, kind).from_pretrained(
-            str(path), local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: diffusers cannot read it: {reason}") from None
+        with _reading(path):
+            network, loading = getattr(diffusers, kind).from_pretrained(
+                str(path), local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
+            )
     finally:
         diffusers.utils.logging.set_verbosity(level)
     if missing := sorted(loading["missing_keys"]):
@@ -160,7 +176,10 @@ def _image_shape(path: Path, network: nn.Module) -> tuple[int, int, int]:
     size = config.sample_size
     if size is None:
         raise UserError(f"{path / 'config.json'}: no sample_size: add the size of its images there")
-    height, width = (size, size) if isinstance(size, int) else size
+    sizes = [size, size] if isinstance(size, int) else size
+    if not has_form(sizes, [int]) or len(sizes) != 2:
+        raise UserError(f"{path / 'config.json'}: sample_size {size}: one number, or two")
+    height, width = sizes
     embedding = config.get("time_embedding_type", "positional")
     if embedding != "positional":
         raise UserError(f"{path}: time_embedding_type {embedding} is not read here: positional is")

@@ -216,7 +216,17 @@ def test_a_dit_under_its_first_name(dit_folder, tmp_path):
     ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type flow"),
     ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero"),
     ("unet/config.json", {"sample_size": None}, "no sample_size"),
+    ("scheduler/scheduler_config.json", {"beta_schedule": ["linear"]}, "is not read here"),
+    ("scheduler/scheduler_config.json", {"prediction_type": {}}, "prediction_type {}"),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": "many"}, r"n_T: .*'many'"),
+    ("model_index.json", {"unet": ["diffusers", ["UNet2DModel"]]}, "is not read here"),
+    ("unet/config.json", {"sample_size": "large"}, "sample_size large: one number, or two"),
+    ("unet/config.json", {"sample_size": [8]}, "one number, or two"),
     ("unet/config.json", {"out_channels": 5}, "diffusers cannot read it"),
+    ("unet/config.json", {"norm_num_groups": 0}, "diffusers cannot read it"),
+    ("unet/config.json", {"down_block_types": 3}, "diffusers cannot read it"),
+    ("unet/config.json", {"freq_shift": "far"}, "diffusers cannot read it"),
+    ("unet/config.json", {"norm_eps": [1]}, "diffusers cannot read it"),
 ])  # fmt: skip
 def test_what_is_not_read_is_refused_by_name(unet_folder, tmp_path, file, change, message):
     folder = tmp_path / "changed"
