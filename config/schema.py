@@ -24,6 +24,11 @@ AUGMENT_LABELS = 9  # what the non-leaky augmentation tells the network
 LONGEST_NAME, LONGEST_PATH = 255, 3_000  # bytes; of a path 4,096 with what jobs write below it
 NORM_GROUPS = 32  # groups of every norm inside a residual or attention block
 
+# What PyTorch can still count the elements of; memory ends far below.
+Width = Annotated[PositiveInt, Field(le=65_536)]  # of images, in pixels, and of layers
+Factor = Annotated[PositiveInt, Field(le=256)]  # of a width
+Count = Annotated[PositiveInt, Field(le=1_000_000)]
+
 
 class Section(BaseModel):
     """A section of the YAML: it refuses an unknown key, a yes for a number, and infinity."""
@@ -57,7 +62,7 @@ class Diffusion(Section):
 class DDPMDiffusion(Diffusion):
     """DDPM (Ho et al. 2020): n_T noise levels, what the network predicts, and how errors weigh."""
 
-    n_T: PositiveInt = 1000
+    n_T: Count = 1000
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
     betas: tuple[float, float] = (1e-4, 0.02)  # of the linear ones: the first and the last
     objective: Literal["eps", "x0", "v"] = "eps"
@@ -99,14 +104,14 @@ class EDMDiffusion(Diffusion):
 class Network(Section):
     """The UNet, of which DDPM's and DDPM++'s networks are settings."""
 
-    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = (3, 32, 32)  # C, H, W
-    n_channels: PositiveInt = 64
-    ch_mults: tuple[PositiveInt, ...] = (1, 2, 2, 2)  # one per resolution, from the top
+    image_shape: tuple[Width, Width, Width] = (3, 32, 32)  # C, H, W
+    n_channels: Width = 64
+    ch_mults: tuple[Factor, ...] = (1, 2, 2, 2)  # one per resolution, from the top
     is_attn: tuple[bool, ...] = (False, False, False, False)
     dropout: float = Field(0.1, ge=0, lt=1)
     n_blocks: int = Field(1, ge=1, le=100)  # of a size whose names below fit into memory
     use_res_for_updown: bool = False
-    augment_dim: NonNegativeInt = 0
+    augment_dim: int = Field(0, ge=0, le=65_536)
     attn_channels_per_head: PositiveInt | None = None  # None: one head over all channels
     zero_init: bool = False  # second convolutions start at 0: each residual block does nothing
     self_condition: str | None = None  # the decoder block whose features guide those after it
@@ -165,8 +170,8 @@ class Network(Section):
 class DiffusersNetwork(Section):
     """What is known here of a network of diffusers, whose own folder has the rest."""
 
-    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]  # C, H, W of what it denoises
-    pixel_shape: tuple[PositiveInt, PositiveInt, PositiveInt]  # of images; others are resized
+    image_shape: tuple[Width, Width, Width]  # C, H, W of what it denoises
+    pixel_shape: tuple[Width, Width, Width]  # of images; others are resized
     resizes: ClassVar[bool] = True
 
 
@@ -187,9 +192,9 @@ class Distill(Section):
     block: str = "out_2"  # whose features it is about
     weight: PositiveFloat = 0.1  # of it, beside the denoising loss
     temperature: PositiveFloat = 0.2  # of infonce
-    queue: NonNegativeInt = 4096  # keys of earlier images that infonce compares with, too
+    queue: int = Field(4096, ge=0, le=1_000_000)  # keys of earlier images, for infonce
     tau: PositiveFloat = 0.5  # of dispersive, a squared distance per channel
-    projector_width: PositiveInt = 256  # hidden units
+    projector_width: Width = 256  # hidden units
     # the lowest and the highest t of the teacher's images; None: those of the probe's grid
     teacher_timesteps: tuple[PositiveInt, PositiveInt] | None = None
     teacher_color: float = Field(0.0, ge=0, le=1)  # strength of its colour augmentation; 0: none
@@ -207,7 +212,7 @@ class Config(Section):
     """What every experiment has; `PROCESSES` holds the classes that are whole."""
 
     dataset: str = "cifar10"
-    classes: PositiveInt = 10
+    classes: Count = 10
     model_type: str
     net_type: Literal["UNet"] = "UNet"
     diffusion: Diffusion
@@ -232,7 +237,7 @@ class Config(Section):
     seed: NonNegativeInt = 0
     distill: Distill = Distill()
 
-    n_sample: PositiveInt = 30  # images in the grid drawn during training
+    n_sample: Count = 30  # images in the grid drawn during training
     sample_every: PositiveInt = 5  # epochs between grids and test losses
     save_every: PositiveInt = 10  # epochs between model_<epoch>.pth
     save_dir: str = "ddae_output"

@@ -1,11 +1,13 @@
 """Values that must not pass: each key of the config gets all that YAML can hold."""
 
+import copy
 import math
 
 import pytest
 
 from config import load_config, parse_config
 from config.schema import PROCESSES
+from model.models import build_denoiser
 from support.errors import UserError
 
 ODD = [
@@ -37,9 +39,31 @@ def test_an_odd_value_is_refused_in_words(process):
             assert parse_config(config.model_dump(mode="json")) == config  # as from a checkpoint
 
 
-def test_a_number_of_blocks_that_no_memory_holds_is_refused():
-    with pytest.raises(UserError, match=r"network\.n_blocks.*less than or equal to 100"):
-        parse_config({}, [f"network.n_blocks={10**30}"])
+NETWORK = {"n_channels": 32, "ch_mults": [1, 2], "is_attn": [False, False]}
+LABELLED = {"network": NETWORK, "cond_drop_prob": 0.1}  # of classes it makes a layer, too
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("number", [10**30, 2**63, 2**31])
+def test_a_number_that_no_memory_holds_is_refused(process, number):
+    """PyTorch and NumPy say it with a TypeError, an IndexError, or worse."""
+    config = parse_config({"model_type": process, **LABELLED}).model_dump(mode="json")
+    sized = [
+        ("classes",),
+        *((part, key) for part in ("network", "diffusion") for key in config[part]),
+    ]
+    for *sections, last in sized:
+        values = copy.deepcopy(config)
+        inside = values[sections[0]] if sections else values
+        old = inside[last]
+        inside[last] = [number] * len(old) if isinstance(old, list) else number
+        try:
+            read = parse_config(values)
+        except UserError:
+            continue
+        build_denoiser(read)
+    with pytest.raises(UserError, match=r"network\.n_channels.*less than or equal to 65536"):
+        parse_config({}, [f"network.n_channels={number}"])
 
 
 @pytest.mark.parametrize("key", ["n_epoch", "lrate", "network.n_channels", "network.ch_mults"])
