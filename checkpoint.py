@@ -9,10 +9,12 @@ Beside them stands a checksum of all of it, checked when a file is read that has
 `foreign_checkpoints` and `released`.
 """
 
+import contextlib
 import hashlib
 import pickle
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -31,7 +33,7 @@ from model.models import build_denoiser, first_misfit
 from model.released import is_released, read_released
 from support.checksum import checksum
 from support.errors import UserError
-from support.files import DAMAGED, replacing
+from support.files import DAMAGED, has_form, replacing
 from utils import seed_everything
 
 MODEL_KEYS = (
@@ -43,13 +45,20 @@ MODEL_KEYS = (
 )  # what decides the weights' meaning
 
 
-PARTS = {  # of a checkpoint, and their types
+DATA = {  # of `evaluation.data_record`
+    "dataset": str, "images": int, "shape": [int], "classes": [str], "labels": str, "pixels": str,
+}  # fmt: skip
+PARTS = {  # of a checkpoint, and their types, or forms: see `has_form`
     "config": dict, "net": dict, "ema": dict, "epoch": int, "step": int, "metrics": dict,
-    "versions": dict, "resume": dict, "data": dict,
+    "versions": {str: str}, "resume": dict, "data": DATA,
 }  # fmt: skip
 RESUME = {"optimizer": dict, "scaler": dict, "ema_step": int, "window": dict, "use_amp": bool}
 ABOUT = ("config", "step", "metrics", "versions", "data")
 CHECKSUM = "checksum"  # beside the parts
+FIT_ANEW = "delete it to fit from the start"
+BEGIN_AGAIN = (
+    "add --restart to begin anew, and --set load_epoch=<epoch> to begin from a model_<epoch>.pth"
+)
 
 
 @dataclass(frozen=True)
@@ -124,14 +133,14 @@ def load_latest(path: Path) -> dict:
     for name, kind in RESUME.items():
         if not isinstance(resume.get(name), kind):
             raise UserError(
-                f"{path}: training cannot go on from it, as it holds no {name}: start from a "
-                "model_<epoch>.pth with --set load_epoch=<epoch>, or anew with --restart"
+                f"{path}: training cannot go on from it, as it holds no {name}: {BEGIN_AGAIN}"
             )
     return state
 
 
 def _ours(state: object, path: Path) -> dict:
-    """`state` if this project wrote it and its parts fit together. Raises UserError if not."""
+    """`state` if this project wrote it and its parts fit together, its config with every default
+    that it leaves out. Raises UserError if not."""
     if is_foreign(state):
         raise UserError(
             f"{path}: of another project: the jobs that evaluate a model read it, with --ckpt and "
@@ -139,15 +148,17 @@ def _ours(state: object, path: Path) -> dict:
         )
     if not isinstance(state, dict) or not {"config", "ema", "net", "epoch"} <= set(state):
         raise UserError(f"{path}: not a checkpoint of this project (it has no config and weights)")
-    for name, kind in PARTS.items():
-        if name in state and not isinstance(state[name], kind):
+    for name, form in PARTS.items():
+        if name in state and not has_form(state[name], form):
+            kind = form if isinstance(form, type) else dict
             found = type(state[name]).__name__
-            raise UserError(f"{path}: damaged: its {name} is a {found}, not a {kind.__name__}")
+            what = "of another form" if found == "dict" else f"a {found}, not a {kind.__name__}"
+            raise UserError(f"{path}: damaged: its {name} is {what}")
     config = parse_config(state["config"], source=str(path))
     for part in ("net", "ema"):
         if found := first_misfit(state[part], config):
             raise UserError(f"{path}: its weights do not fit its own config ({part}: {found})")
-    return state
+    return {**state, "config": config.model_dump(mode="json")}
 
 
 def _read(path: Path) -> object:
@@ -161,8 +172,11 @@ def _read(path: Path) -> object:
             f"{path}: refused: it is not a plain checkpoint and could run code when read"
         ) from None
     except DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged or truncated checkpoint ({reason})") from None
+        raise UserError(f"{path}: damaged or truncated checkpoint ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _open(path: Path) -> object:
@@ -181,7 +195,21 @@ def load_state(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except DAMAGED:
-        raise UserError(f"{path}: damaged; delete it to fit from the start") from None
+        raise UserError(f"{path}: damaged; {FIT_ANEW}") from None
+
+
+@contextlib.contextmanager
+def taking_over(path: Path, advice: str) -> Iterator[None]:
+    """Around what goes on from the parts of a checkpoint: those that are missing or of another
+    kind, as in a file without a checksum, become a UserError with the advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: damaged: what is needed to go on is not in it ({_reason(error)}): {advice}"
+        ) from None
 
 
 def find(save_dir: str | Path, epoch: int = -1) -> Path:

@@ -109,7 +109,8 @@ def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
         free, advice = may_change(config)
         checkpoint.refuse_other_config(latest, state, config, free, advice)
         refuse_other_data(latest, state.get("data"), run.trainer.data, allow_changed_data)
-        run.resume(state)
+        with checkpoint.taking_over(latest, checkpoint.BEGIN_AGAIN):
+            run.resume(state)
         log.info(
             "going on from step %d of %d in %s", state["step"], run.trainer.total_steps, latest
         )
@@ -122,7 +123,8 @@ def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
             "it cannot start this network",
         )  # fmt: skip
         refuse_other_data(start, state.get("data"), run.trainer.data, allowed=True)
-        run.trainer.start_from(state)
+        with checkpoint.taking_over(start, checkpoint.BEGIN_AGAIN):
+            run.trainer.start_from(state)
         log.info("starting from the weights of %s, with a new optimizer", start)
     distributed.barrier()  # every rank has read what is there
     if restart and distributed.is_main():

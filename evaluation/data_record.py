@@ -8,19 +8,15 @@ import numpy as np
 from checkpoint import TrainedModel
 from datasets import Dataset
 from support.errors import UserError
-from support.files import has_form
 from utils import log, note_once
 
 SAMPLE = 1000  # images whose pixels are read: all of a large memory map would take minutes
-FORM = {
-    "dataset": str, "images": int, "shape": [int], "classes": [str], "labels": str, "pixels": str,
-}  # fmt: skip
 NAMED = 3  # classes, in a message
 
 
 def data_record(dataset: Dataset) -> dict:
     """The number and shape of the images, the names of the classes, and short hashes of all labels
-    and of the pixels of SAMPLE images, spread evenly.
+    and of the pixels of SAMPLE images, spread evenly. Its form is `checkpoint.DATA`.
 
     So a count, a class or an order that changes is always noticed, but of more than SAMPLE images
     a single one may be replaced unseen.
@@ -43,7 +39,7 @@ def refuse_other_data(path: Path, before: dict | None, now: dict, allowed: bool)
 
     A checkpoint of before there were records, with None, is of any data.
     """
-    found = _differences(path, before, now)
+    found = _differences(before, now)
     if found and not allowed:
         lines = "\n  ".join(found)
         raise UserError(
@@ -58,9 +54,9 @@ def note_other_data(model: TrainedModel, dataset: Dataset) -> None:
     """Says where a model was trained on other images or classes than are read for it now, if it
     was trained on the dataset of this name."""
     before = model.about.get("data")
-    if before is None or before.get("dataset") != dataset.name:
+    if before is None or before["dataset"] != dataset.name:
         return
-    found = _differences(model.path, before, data_record(dataset))
+    found = _differences(before, data_record(dataset))
     if dataset.split != "train":  # of test, the record says only what it has in common with train
         found = _of_classes(before["classes"], dataset.class_names)
     if found:
@@ -70,12 +66,10 @@ def note_other_data(model: TrainedModel, dataset: Dataset) -> None:
         )
 
 
-def _differences(path: Path, before: dict | None, now: dict) -> list[str]:
+def _differences(before: dict | None, now: dict) -> list[str]:
     """In words, the coarsest first; what follows from others is left out."""
     if before is None:
         return []
-    if not has_form(before, FORM):
-        raise UserError(f"{path}: damaged: its record of the data is not one")
     found = [
         f"{name}: {now[key]}, not {before[key]}"
         for key, name in (("dataset", "dataset"), ("images", "images"), ("shape", "their shape"))

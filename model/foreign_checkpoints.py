@@ -61,7 +61,7 @@ def adopted(state: dict, path: Path, config: Config | None, input_scale: str | N
 
 def _part(state: dict, name: str) -> dict:
     part = state.get(name)
-    return part if isinstance(part, dict) else {}
+    return {str(key): value for key, value in part.items()} if isinstance(part, dict) else {}
 
 
 def _weights(state: dict, part: str, prefix: str = "") -> Weights:

@@ -208,6 +208,8 @@ def with_weight(state, change):
     (lambda s: {**s, "config": [1]}, "its config is a list"),
     (lambda s: {**s, "net": 7}, "its net is a int"),
     (lambda s: {**s, "input_scale": "odd"}, "its input_scale is odd"),
+    (lambda s: {**s, "versions": {"torch": 2}}, "its versions is of another form"),
+    (lambda s: {**s, "data": {"dataset": "digits"}}, "its data is of another form"),
     (lambda s: with_weight(s, lambda w: w[:0]), r"ema: its final.bias is \[0\], .* \[1\]"),
     (lambda s: with_weight(s, lambda w: w.int()), "its final.bias is of torch.int32"),
     (lambda s: with_weight(s, lambda w: w.to_sparse()), "torch.sparse_coo: no plain floating"),
@@ -230,3 +232,27 @@ def test_training_does_not_go_on_from_what_is_no_latest(tiny_checkpoint):
     checkpoint.save(tiny_checkpoint, state)
     with pytest.raises(UserError, match="holds no scaler"):
         checkpoint.load_latest(tiny_checkpoint)
+
+
+def test_what_an_old_config_leaves_out_is_there_when_it_is_read(tiny_config, tiny_checkpoint):
+    """Jobs read it from the file, too: the model card does."""
+    state = checkpoint.load(tiny_checkpoint)
+    del state["config"]["n_epoch"]
+    torch.save(state, tiny_checkpoint)
+    written = checkpoint.load_denoiser(tiny_checkpoint).about["config"]
+    assert written == type(tiny_config)(**state["config"]).model_dump(mode="json")
+    assert written["n_epoch"] > 0
+
+
+@pytest.mark.parametrize("error", [
+    KeyError("step"), ValueError("size"), TypeError("no"), AttributeError("to"), RuntimeError("x"),
+])  # fmt: skip
+def test_parts_that_cannot_be_taken_over(tmp_path, error):
+    with pytest.raises(UserError, match=r"a\.pt: damaged: .*: delete it"):  # noqa: SIM117
+        with checkpoint.taking_over(tmp_path / "a.pt", checkpoint.FIT_ANEW):
+            raise error
+
+
+def test_a_gpu_that_is_full_is_no_damage(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError), checkpoint.taking_over(tmp_path / "a.pt", ""):
+        raise torch.OutOfMemoryError("no memory")

@@ -15,12 +15,17 @@ from model.denoiser import Denoiser
 from model.models import build_denoiser
 from support import distributed
 from support.errors import UserError
+from support.files import has_form
 from training.augmentation import augment
 from training.distill import Distillation
 from training.loss_sums import Window
 from training.recorded import Recorded
 from utils import amp_dtype, autocast, compiled, generator, log, seed_everything
 
+METRICS = {  # of a run, and their types
+    "loss_average": int | float | None, "skipped": int, "best_loss": int | float | None,
+    "best_epoch": int | None,
+}  # fmt: skip
 LR_DECAYS = {  # the factor of lrate when `done` (0 to 1) of the decay is behind
     "none": lambda done: 1.0,
     "linear": lambda done: 1 - done,
@@ -290,6 +295,8 @@ class Trainer:
         self.denoiser.net.load_state_dict(state["net"])
         self.ema.ema_model.load_state_dict(state["ema"])
         self.ema.initted.fill_(True)
+        if not has_form(state["metrics"], METRICS) or state["step"] < 0:
+            raise ValueError("its step or its metrics")
         self.step = state["step"]
         self.ema.step.fill_(self.step)
         self.metrics = dict(state["metrics"])

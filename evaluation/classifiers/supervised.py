@@ -206,13 +206,14 @@ class SupervisedTraining:
         state = checkpoint.load_state(self.kept.path)
         if state is None:
             return False
-        self.kept.saved_step = state["step"]
-        self.step, self.history = state["step"], state["history"]
-        self.seconds = state["seconds"]
-        self.sums = state["sums"].to(self.device)
-        self.classifier.load_state_dict(state["classifier"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        with checkpoint.taking_over(self.kept.path, checkpoint.FIT_ANEW):
+            self.kept.saved_step = state["step"]
+            self.step, self.history = state["step"], state["history"]
+            self.seconds = state["seconds"]
+            self.sums = state["sums"].to(self.device)
+            self.classifier.load_state_dict(state["classifier"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
         return True
 
 

@@ -124,7 +124,8 @@ def _resume(path: Path, bank: HeadBank, adam: torch.optim.Adam) -> int:
     state = checkpoint.load_state(path)
     if state is None:
         return 0
-    bank.load_state_dict(state["bank"])
-    adam.load_state_dict(state["adam"])
-    log.info(f"going on at batch {state['step']:,} of {path}")
-    return state["step"]
+    with checkpoint.taking_over(path, checkpoint.FIT_ANEW):
+        bank.load_state_dict(state["bank"])
+        adam.load_state_dict(state["adam"])
+        log.info(f"going on at batch {state['step']:,} of {path}")
+        return state["step"]

@@ -1,6 +1,7 @@
 """Heads against scikit-learn and torch's own modules; features against their definition."""
 
 import dataclasses
+import io
 import os
 import signal
 
@@ -150,7 +151,9 @@ def test_a_damaged_state_is_refused(toy, tmp_path):
 
     fit()
     (state,) = tmp_path.glob("*.pth")
-    for damaged in (state.read_bytes()[:100], b"hello", b"text"):
+    other = io.BytesIO()
+    torch.save({"step": 1}, other)
+    for damaged in (state.read_bytes()[:100], b"hello", b"text", other.getvalue()):
         state.write_bytes(damaged)
         with pytest.raises(UserError, match="delete it"):
             fit()

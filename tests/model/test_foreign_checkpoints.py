@@ -160,6 +160,13 @@ def test_no_network_inside(tiny_config, tmp_path):
         checkpoint.load_denoiser(path, CPU, tiny_config)
 
 
+def test_names_that_are_no_strings(tiny_config, tmp_path):
+    path = tmp_path / "model_59.pth"
+    torch.save({"MODEL": {7: torch.zeros(2)}, "EMA": {True: torch.zeros(2)}}, path)
+    with pytest.raises(UserError, match="neither its EMA nor its MODEL has weights"):
+        checkpoint.load_denoiser(path, CPU, tiny_config)
+
+
 def test_training_does_not_start_from_one(tiny_config, tmp_path):
     path = write_foreign(tmp_path / "model_59.pth", tiny_config, DDP)
     with pytest.raises(UserError, match="training cannot start from it"):

@@ -231,6 +231,26 @@ def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
     assert (ckpts / "latest.pth").read_bytes() == before
 
 
+@pytest.mark.parametrize("damage", [
+    lambda state: state.pop("step"),
+    lambda state: state.update(step=-1),
+    lambda state: state.update(metrics={"skipped": 0}),
+    lambda state: state["resume"].update(optimizer={}),
+    lambda state: state["resume"]["window"].pop("loss"),
+])  # fmt: skip
+def test_what_training_cannot_go_on_from(config, damage):
+    run = new_run(config)
+    latest = run.kept.path
+    checkpoint.save(latest, run.trainer.full_state())
+    state = checkpoint.load(latest)
+    damage(state)
+    torch.save(state, latest)  # without a checksum
+    before = latest.read_bytes()
+    with pytest.raises(UserError, match=r"damaged: what is needed to go on .*--restart"):
+        train.position(run, restart=False)
+    assert latest.read_bytes() == before
+
+
 def test_dry_run_writes_nothing(tiny_yaml, capsys):
     assert train.main(["--config", str(tiny_yaml), "--device", "cpu", "--dry_run"]) == 0
     printed = capsys.readouterr().out
