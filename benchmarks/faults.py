@@ -96,7 +96,7 @@ def tried(folder: Path, args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
 
 def table(rows: dict[str, dict]) -> list[list[str]]:
     """A row for each thing that was tried."""
-    found = [["what", "tried", "and", "faults"]]
+    found = [["what", "tried", "in detail", "faults"]]
     for name, row in rows.items():
         found.append([name, str(row["tried"]), how(row), str(len(row["faults"]))])
     return found
