@@ -34,7 +34,7 @@ from model.released import is_released, read_released
 from support.checksum import checksum
 from support.errors import UserError
 from support.files import DAMAGED, has_form, replacing
-from utils import seed_everything
+from utils import is_out_of_memory, seed_everything
 
 MODEL_KEYS = (
     "model_type",
@@ -204,9 +204,9 @@ def taking_over(path: Path, advice: str) -> Iterator[None]:
     kind, as in a file without a checksum, become a UserError with the advice."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"{path}: damaged: what is needed to go on is not in it ({_reason(error)}): {advice}"
         ) from None

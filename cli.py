@@ -24,7 +24,7 @@ from support import distributed
 from support.allocator import keep_freed_memory
 from support.errors import Stopped, UserError
 from support.streams import lasting_output
-from utils import compile_network, setup_logging
+from utils import compile_network, is_out_of_memory, setup_logging
 
 OUT_OF_MEMORY = (
     "the GPU ran out of memory: lower batch_size (--set batch_size=..., --batch_size in "
@@ -34,7 +34,6 @@ OUT_OF_HOST_MEMORY = (
     "not enough memory: lower batch_size (--set batch_size=..., --batch_size in sampling and "
     "probing), or choose a smaller network"
 )
-CPU_ALLOCATOR = "DefaultCPUAllocator"  # PyTorch has no exception of its own for it
 
 
 def job(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
@@ -62,7 +61,7 @@ def job(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
         except torch.OutOfMemoryError:
             message, code = f"error: {OUT_OF_MEMORY}", 2
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and CPU_ALLOCATOR not in str(error):
+            if not is_out_of_memory(error):
                 raise
             message, code = f"error: {OUT_OF_HOST_MEMORY}", 2
         except Stopped as stop:

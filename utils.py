@@ -63,6 +63,14 @@ class ImageNoise:
 # --- device and precision
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory is what an error is about, of a GPU or not: for a CPU's, PyTorch has no
+    exception of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def pick_device(name: str | None = None) -> torch.device:
     """`name`, or CUDA, else MPS, else the CPU. Raises UserError if that device is not there.
 

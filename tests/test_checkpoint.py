@@ -256,3 +256,12 @@ def test_parts_that_cannot_be_taken_over(tmp_path, error):
 def test_a_gpu_that_is_full_is_no_damage(tmp_path):
     with pytest.raises(torch.OutOfMemoryError), checkpoint.taking_over(tmp_path / "a.pt", ""):
         raise torch.OutOfMemoryError("no memory")
+
+
+def test_too_little_memory_is_no_damage():
+    error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with (
+        pytest.raises(RuntimeError, match="DefaultCPUAllocator"),
+        checkpoint.taking_over("a.pth", "advice"),
+    ):
+        raise error
