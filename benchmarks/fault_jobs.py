@@ -1,4 +1,4 @@
-"""Jobs as forks of one process that has imported PyTorch: a thousand starts take minutes."""
+"""Jobs as forks of one process that has imported PyTorch, so that none waits for that."""
 
 import importlib
 import multiprocessing
@@ -11,10 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-JOBS = (
-    "train", "linear", "visualize_features", "sample", "fid", "finetune", "noisy_classifier",
-    "contrastive", "visualize_diffusion", "reproduce", "export",
-)  # fmt: skip
+from benchmarks.startup import FIRST_WORK
+
+JOBS = tuple(FIRST_WORK)
 LEFT_BY_KILLS = "ignore:resource_tracker:UserWarning"  # counts the locks of killed progress bars
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}  # nothing listens there
 SLOW_IMPORTS = ("torchvision", "matplotlib.pyplot", "sklearn", "torch.utils.tensorboard")

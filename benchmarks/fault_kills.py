@@ -59,7 +59,7 @@ def measure_kills(folder: Path, runs: dict[str, int], seed: int) -> Iterator[tup
         case = CASES[name]
         if not case.from_scratch and trained is None:
             trained = _trained(folder / "training")
-        work = Work(case, folder / name.replace(" ", "_"), None if case.from_scratch else trained)
+        work = Work(case, folder / name.replace(" ", "_"), trained)
         yield f"{name}, killed", work.measure(number, seed)
 
 
@@ -81,13 +81,15 @@ def _trained(folder: Path) -> Path:
 class Work:
     """The runs of one case in one folder: `run`, and `expected` of the one that nobody kills.
 
-    trained: the folder of a finished training that each begins with. settings: beside CONFIG.
+    trained: the folder of a finished training, which each begins with unless its case begins from
+    scratch. settings: beside CONFIG.
     """
 
     def __init__(
         self, case: Case, folder: Path, trained: Path | None, settings: dict | None = None
     ):
-        self.case, self.trained = case, trained
+        self.case, self.trained = case, None if case.from_scratch else trained
+        self.seconds = 0.0  # that the job takes, left alone
         self.run, self.expected, self.log = folder / "run", folder / "expected", folder / "log.txt"
         folder.mkdir(parents=True)
         config = folder / "config.yaml"  # JSON is YAML
@@ -132,22 +134,21 @@ class Work:
 
         A job that ends before its first kill begins anew, and is known to be so fast.
         """
-        kills = writing = 0
+        kills, writing, wanted = 0, 0, draw.randint(1, MOST_KILLS)
         self.begin()
-        for _ in range(draw.randint(1, MOST_KILLS)):
+        while kills < wanted:
             started = time.monotonic()
             end = self.killed(draw.uniform(0, self.seconds), while_writing=draw.random() < 0.5)
-            while end.code == 0 and kills == 0:
+            if end.code == -signal.SIGKILL:
+                kills += 1
+                writing += bool(self.half_written())
+            elif end.code != 0:
+                return kills, writing, [_in_words(end)]
+            elif kills:
+                return kills, writing, self.faults()
+            else:
                 self.seconds = min(self.seconds, time.monotonic() - started)
                 self.begin()
-                started = time.monotonic()
-                end = self.killed(draw.uniform(0, self.seconds), while_writing=False)
-            if end.code == 0:
-                return kills, writing, self.faults()
-            if end.code != -signal.SIGKILL:
-                return kills, writing, [_in_words(end)]
-            kills += 1
-            writing += bool(self.half_written())
         end = run_job(self.case.job, self.words, self.log, SLOW * self.seconds + LEAST_S)
         return kills, writing, self.faults() if end.code == 0 else [_in_words(end)]
 

@@ -2,6 +2,7 @@
 
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,12 @@ from PIL import Image
 
 from benchmarks.fault_jobs import JOBS, Ended, Job, run_job
 from benchmarks.fault_kills import CASES, CONFIG, Case, Work
+from benchmarks.startup import CELL
 from evaluation.fid.inception import untrained_inception
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = 5  # so often, at other moments and sizes
 LIMIT_S = 300
-CELL = ("--timestep", "11", "--blockname", "out_2")
 TERMINATED = {0, 128 + signal.SIGTERM, -signal.SIGTERM}  # -15: it came before the job began
 OTHERS = {  # jobs that no kill is tried on
     "visualize_features": Case("visualize_features", ("--n", "100", *CELL)),
@@ -71,15 +72,15 @@ def small_disk(folder: Path, draw: random.Random) -> dict:
     for i in range(TIMES):
         work = Work(CASES["train"], folder / str(i), None)
         work.run.mkdir()
-        train = " ".join([sys.executable, "train.py", *work.words])
+        train = shlex.join([sys.executable, "train.py", *work.words])
         script = ON_A_SMALL_DISK.format(size=draw.randint(40, 4000), run=work.run, train=train)
         done = subprocess.run(
             ["unshare", "-rm", "sh", "-c", script], cwd=ROOT, text=True, timeout=4 * LIMIT_S,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         codes = [int(code) for code in CODE.findall(done.stdout)]
-        first[str(codes[0])] += 1
-        fits = len(codes) == 3 and codes[0] in (0, 2) and codes[1:] == [0, 2]
+        first[str(codes[0] if codes else None)] += 1
+        fits = codes in ([0, 0, 2], [2, 0, 2])
         if not fits or Ended(0, done.stdout).traceback:
             faults.append(f"exit codes {codes}: {done.stdout[-1500:]}")
     return {"tried": TIMES, "exit_codes": dict(first), "faults": faults}
@@ -91,7 +92,7 @@ def _no_mounts() -> str | None:
         return "no unshare here"
     test = "mount -t tmpfs none /tmp"
     done = subprocess.run(["unshare", "-rm", "sh", "-c", test], capture_output=True, text=True)
-    return done.stderr.strip() or None
+    return f"mount: {done.stderr.strip()}" if done.returncode else None
 
 
 def vanishing(folder: Path, draw: random.Random) -> dict:
@@ -194,8 +195,7 @@ def terminated(folder: Path, draw: random.Random) -> dict:
     faults = []
     for name in JOBS:
         case = OTHERS.get(name) or next(case for case in CASES.values() if case.job == name)
-        trained = None if case.from_scratch else training.run
-        work = Work(case, folder / name, trained, ON_FOLDERS)
+        work = Work(case, folder / name, training.run, ON_FOLDERS)
         words = [word for word in work.words if word not in NOT_TAKEN.get(name, ())]
         words += ["--data_dir", str(data)]
         words += ["--inception", str(weights)] if name in ("fid", "reproduce") else []

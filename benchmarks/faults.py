@@ -1,6 +1,6 @@
 """Kills, mutated files, full disks: what the jobs do when things go wrong, counted.
 
-python -m benchmarks.faults                       # everything; about two hours on one core
+python -m benchmarks.faults                       # everything
 python -m benchmarks.faults --parts kills --cases train,sample --runs 10
 """
 
