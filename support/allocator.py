@@ -1,6 +1,6 @@
 """What the C library does with memory that a tensor no longer needs.
 
-A CPU trains on tensors of 10 to 40 MB that live for one step. glibc gives such blocks back to the
+A CPU trains on tensors of tens of MB that live for one step. glibc gives such blocks back to the
 system as soon as they are freed, and the system clears every page of the next ones.
 """
 
@@ -17,11 +17,11 @@ OTHERS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", 
 def keep_freed_memory() -> None:
     """From here on freed memory is kept for the next tensor, up to the most that was in use.
 
-    `python -m benchmarks.training` says what it gives. Nothing happens without glibc, or where the
+    docs/training.md has what it gave. Nothing happens without glibc, or where the
     environment has settings of its own.
     """
     if not _set(MMAP_THRESHOLD, KEPT):
-        _set(MMAP_THRESHOLD, GIVEN_BACK)  # the most that glibc took before 2.35
+        _set(MMAP_THRESHOLD, GIVEN_BACK)  # an older glibc takes no more
     _set(TRIM_THRESHOLD, -1)  # never
 
 
