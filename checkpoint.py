@@ -310,7 +310,7 @@ def _of_pipeline(
 
 
 def untrained(config: Config, device: torch.device) -> TrainedModel:
-    """The model with the weights that training begins with, called epoch -1."""
+    """The model with the random weights of the config's seed, called epoch -1."""
     seed_everything(config.seed, "init")
     denoiser = build_denoiser(config).to(device).eval().requires_grad_(False)
     return TrainedModel(denoiser, config, epoch=-1, path=Path())

@@ -18,6 +18,7 @@ from support.errors import UserError
 from support.files import check_writable
 from training.cost import measure_cost
 from training.run import Run, folders_of
+from training.start import starting_weights
 from training.trainer import Trainer
 from utils import log, pick_device
 
@@ -99,7 +100,8 @@ def note_what_is_left(process: Denoiser) -> None:
 
 
 def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
-    """Puts the run where it stopped, or at `load_epoch`, or leaves it at the start.
+    """Puts the run where it stopped, or at `load_epoch`, or at the start, which `start_from` may
+    give its weights.
 
     Raises UserError if what is there is of another config, or, unless allowed, of other data.
     """
@@ -126,6 +128,9 @@ def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
         with checkpoint.taking_over(start, checkpoint.BEGIN_AGAIN):
             run.trainer.start_from(state)
         log.info("starting from the weights of %s, with a new optimizer", start)
+    elif config.start_from is not None:
+        run.trainer.begin_with(starting_weights(config))
+        log.info("beginning with the weights of %s", config.start_from)
     distributed.barrier()  # every rank has read what is there
     if restart and distributed.is_main():
         retire(latest.parent)

@@ -227,6 +227,7 @@ class Config(Section):
     warm_step: NonNegativeInt = 0  # optimizer steps of linear warm-up, on top of warm_epoch
     lr_decay: Literal["none", "linear", "cosine"] = "none"  # to 0 at the last step of the run
     decay_from: float = Field(0.0, ge=0, lt=1)  # the part of the run before the decay begins
+    start_from: str | None = None  # whose weights a run begins with, as --ckpt takes it
     load_epoch: int = Field(-1, ge=-1)  # start from model_<load_epoch>.pth; -1: do not
     cond_drop_prob: float = Field(0.0, ge=0, lt=1)  # label dropout; above 0: class-conditional
     flip: bool = True

@@ -289,6 +289,11 @@ class Trainer:
                 "note: so far this run was %s --use_amp", "without" if self.use_amp else "with"
             )
 
+    def begin_with(self, weights: dict[str, Tensor]) -> None:
+        """Replaces the random weights by these; those that it lacks stay as they are."""
+        for net in (self.denoiser.net, self.ema.ema_model):
+            net.load_state_dict({**net.state_dict(), **weights})
+
     def start_from(self, state: dict) -> None:
         """Goes on from the weights and the position of a `state`, with a new optimizer (Adam's
         moments are only in a `full_state`)."""
