@@ -138,7 +138,11 @@ def _recipe(released: dict) -> str:
     if "step" in released:
         images = released["step"] * config["batch_size"] * config.get("accumulate", 1)
         rows += [["optimizer steps", f"{released['step']:,}"], ["images seen", f"{images:,}"]]
+    if start := config.get("start_from"):
+        rows += [["began with the weights of", f"{start}, whose images come on top"]]
     rows += [[key, str(config[key])] for key in RECIPE if key in config]
+    if (distill := config.get("distill", {})).get("loss"):
+        rows += [[f"distill.{key}", str(value)] for key, value in distill.items()]
     rows += [["commit of the training", trained.get("tiny-ddae", "not recorded")]]
     rows += [["commit of this export", made.get("tiny-ddae", "not known")]]
     rows += [["libraries", ", ".join(f"{k} {v}" for k, v in trained.items() if k != "tiny-ddae")]]

@@ -279,6 +279,10 @@ class Trainer:
         self.start_from(state)
         resume = state["resume"]
         self.optimizer.load_state_dict(resume["optimizer"])
+        for parameter, moments in self.optimizer.state.items():
+            for name, moment in moments.items():
+                if torch.is_tensor(moment) and moment.ndim and moment.shape != parameter.shape:
+                    raise ValueError(f"the optimizer's {name} is {list(moment.shape)}")
         self.scaler.load_state_dict(resume["scaler"])
         self.ema.step.fill_(resume["ema_step"])
         self.window.load(resume["window"])

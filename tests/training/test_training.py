@@ -236,10 +236,12 @@ def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
     lambda state: state.update(step=-1),
     lambda state: state.update(metrics={"skipped": 0}),
     lambda state: state["resume"].update(optimizer={}),
+    lambda state: state["resume"]["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
     lambda state: state["resume"]["window"].pop("loss"),
 ])  # fmt: skip
 def test_what_training_cannot_go_on_from(config, damage):
     run = new_run(config)
+    run.trainer.train_step()
     latest = run.kept.path
     checkpoint.save(latest, run.trainer.full_state())
     state = checkpoint.load(latest)
