@@ -309,10 +309,20 @@ def _of_pipeline(
     return TrainedModel(denoiser, config, -1, path)
 
 
-def untrained(config: Config, device: torch.device) -> TrainedModel:
-    """The model with the random weights of the config's seed, called epoch -1."""
+def untrained(config: Config, device: torch.device, path: str | Path | None = None) -> TrainedModel:
+    """The model with the random weights of the config's seed, called epoch -1.
+
+    `path` is that of the checkpoint which the config comes from; needed is it for a folder of
+    diffusers, which alone says what the network is. A VAE in it keeps its weights: it makes the
+    images. Raises UserError if it cannot be read.
+    """
+    where, net = path and fetched(path), None
+    if where and is_diffusers(where):
+        net, _ = read_pipeline(where)
     seed_everything(config.seed, "init")
-    denoiser = build_denoiser(config).to(device).eval().requires_grad_(False)
+    if net:
+        net.renew()
+    denoiser = build_denoiser(config, net).to(device).eval().requires_grad_(False)
     return TrainedModel(denoiser, config, epoch=-1, path=Path())
 
 

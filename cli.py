@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from arguments import Exclusion, JobParser, int_from, int_list
-from checkpoint import TrainedModel, find, load_denoiser
+from checkpoint import TrainedModel, find, load_denoiser, untrained
 from config import Config, load_config
 from datasets import Dataset, canonical_name, read_dataset
 from evaluation.data_record import note_other_data
@@ -266,6 +266,15 @@ def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:
         config = load_config(config_path(args), overrides_and_seed(args)) if named else None
         path = args.ckpt
     model = load_denoiser(path, device, config, overrides_and_seed(args), args.input_scale)
+    return _compiled(model, args, device)
+
+
+def load_untrained(args: argparse.Namespace, device: torch.device) -> TrainedModel:
+    """The model that the command line names, by --ckpt or by --config, with random weights."""
+    return _compiled(untrained(pick_config(args), device, args.ckpt), args, device)
+
+
+def _compiled(model: TrainedModel, args: argparse.Namespace, device: torch.device) -> TrainedModel:
     if vars(args).get("compile"):
         compile_network(model.denoiser.net, device)
     return model

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 
 from arguments import Exclusion
-from checkpoint import TrainedModel, untrained, versions
+from checkpoint import TrainedModel, versions
 from cli import (
     add_output_dir,
     job,
     job_parser,
     load_dataset,
     load_model,
+    load_untrained,
     one_cell,
-    pick_config,
     results_folder,
 )
 from datasets import SPLITS, Dataset, stratified
@@ -74,10 +74,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_start(args: argparse.Namespace, device: torch.device) -> TrainedModel:
-    """The checkpoint's model, or with --scratch the weights that training begins with."""
-    if not args.scratch:
-        return load_model(args, device)
-    return untrained(pick_config(args), device)
+    """The checkpoint's model, or with --scratch one of random weights."""
+    return load_untrained(args, device) if args.scratch else load_model(args, device)
 
 
 def load_datasets(args: argparse.Namespace, model: TrainedModel) -> tuple[Dataset, Dataset]:

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 
 from arguments import Exclusion, at_least, int_list, sums_of
-from checkpoint import TrainedModel, untrained, versions
+from checkpoint import TrainedModel, versions
 from cli import (
     add_output_dir,
     job,
     job_parser,
     load_dataset,
     load_model,
+    load_untrained,
     one_cell,
     pick_config,
     results_folder,
@@ -30,7 +31,7 @@ from evaluation.probe.probe import PROTOCOLS, Probe, Protocol
 from support import distributed
 from support.errors import UserError
 from support.files import check_writable
-from utils import compile_network, log, pick_device
+from utils import log, pick_device
 
 EXCLUDES = (
     Exclusion("grid", ("timestep", "blockname"), "--grid takes --timesteps and --blocks"),
@@ -123,10 +124,8 @@ def probed_source(
         config, what = model.config, f"epoch {model.epoch}"
         source = model_source(model, args.use_amp)
     elif args.baseline == "random":
-        config, what = pick_config(args), "untrained network"
-        model = untrained(config, device)
-        if args.compile:
-            compile_network(model.denoiser.net, device)
+        model = load_untrained(args, device)
+        config, what = model.config, "untrained network"
         source = model_source(model, args.use_amp)
     else:
         model, config, what = None, pick_config(args), "raw pixels"

@@ -10,8 +10,8 @@ from statistics import fmean, median
 from arguments import Exclusion, at_least, sums_of
 from benchmarks.probe_ways import Race
 from benchmarks.record import record_of, write_record
-from checkpoint import TrainedModel, untrained
-from cli import job, job_parser, load_dataset, load_model, one_process, pick_config
+from checkpoint import TrainedModel
+from cli import job, job_parser, load_dataset, load_model, load_untrained, one_process
 from datasets import stratified
 from evaluation.probe.cells import cells_of
 from evaluation.probe.features import model_source
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_writable([args.output_dir])
     device = pick_device(args.device)
-    model = untrained(pick_config(args), device) if args.baseline else load_model(args, device)
+    model = load_untrained(args, device) if args.baseline else load_model(args, device)
     config, source = model.config, model_source(model, args.use_amp)
     recipe = config.linear.model_copy(update={"n_epoch": args.epochs or config.linear.n_epoch})
     n_test = args.n_test or -(-args.n_train // TEST_PART)

@@ -134,7 +134,8 @@ features = D.features(x0, {cell["timestep"]}, noise, ["{cell["blockname"]}"])
 def _recipe(released: dict) -> str:
     config = released["config"]
     trained, made = released.get("versions", {}), versions()
-    rows = [["setting", "value"], ["epochs", f"{released['epoch'] + 1} of {config['n_epoch']}"]]
+    of_all = "" if config.get("n_step") else f" of {config['n_epoch']}"  # which n_step overrules
+    rows = [["setting", "value"], ["epochs", f"{released['epoch'] + 1}{of_all}"]]
     if "step" in released:
         images = released["step"] * config["batch_size"] * config.get("accumulate", 1)
         rows += [["optimizer steps", f"{released['step']:,}"], ["images seen", f"{images:,}"]]

@@ -73,6 +73,10 @@ class DiffusersNet(nn.Module):
         resnets = (resnet for block in self.network.up_blocks for resnet in block.resnets)
         return {f"out_{i}": resnet for i, resnet in enumerate(resnets, 1)}
 
+    def renew(self) -> None:
+        """Gives the network random weights, as diffusers draws them from the global generator."""
+        self.network = type(self.network).from_config(self.network.config)
+
     def forward(
         self,
         x: Tensor,

@@ -100,6 +100,27 @@ def test_neighbours_of_samples_of_another_size(folders, tmp_path):
     assert np.array(found["pixels"]["indices"]).shape == (2, 4)
 
 
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_the_same_network_untrained(folders, kind, tmp_path):
+    """Another draw of its weights, by the seed; the VAE, which makes the images, stays."""
+    trained = checkpoint.load_denoiser(folders[kind])
+    config = trained.config
+    one, again = (checkpoint.untrained(config, CPU, folders[kind]) for _ in range(2))
+    assert one.fingerprint() == again.fingerprint() != trained.fingerprint()
+    kept, renewed = (model.denoiser.net.state_dict() for model in (trained, one))
+    assert kept.keys() == renewed.keys()
+    same = {name for name in kept if torch.equal(kept[name], renewed[name])}
+    assert {name for name in kept if name.startswith("codec.")} <= same
+    weights = {name for name, w in kept.items() if name.startswith("network.") and w.ndim > 1}
+    assert weights
+    assert not weights & same
+    grid = ["--dataset", "digits", "--grid", "--protocol", "knn", "--timesteps", "1"]
+    for more in (["--baseline", "random"], []):
+        linear.main(["--ckpt", str(folders[kind]), *grid, *more])
+    table = (tmp_path / f"output_{kind}_digits" / "linear_grid_ep-1_knn.md").read_text()
+    assert "| cell | trained | untrained | gain |" in table
+
+
 def test_fine_tuning(folders, tmp_path):
     finetune.main([
         "--ckpt", str(folders["dit"]), "--dataset", "digits", "--blockname", "block_1",
@@ -116,7 +137,6 @@ def test_fine_tuning(folders, tmp_path):
     (linear, ["--grid"], "which dataset? The model does not say: add --dataset"),
     (linear, ["--dataset", "digits"], "no block 'out_2': there are block_1, block_2, block_3"),
     (linear, ["--dataset", "digits", "--set", "diffusion.n_T=10"], "diffusion.n_T: 10, not 40"),
-    (linear, ["--dataset", "digits", "--baseline", "random"], "is read, with --ckpt, and not made"),
     (sample, ["--input_scale", "tiny-ddae"], "--input_scale tiny-ddae"),
     (sample, ["--config", "config/DiT_XL_2_256.yaml"], "network.image_shape: (4, 32, 32), not"),
 ])  # fmt: skip

@@ -117,9 +117,14 @@ def test_what_is_no_earlier_export_is_not_replaced(exported, tmp_path, mistake):
 
 
 def test_the_card_says_where_the_run_began_and_how_it_distilled(exported, tiny_config):
-    more = {"start_from": "there/weights", "distill": {"loss": "infonce", "weight": 0.25}}
+    more = {
+        "start_from": "there/weights",
+        "n_step": 44,
+        "distill": {"loss": "infonce", "weight": 0.25},
+    }
     save_model(parse_config({**tiny_config.model_dump(), **more}), 1)
     card = (exported()[0] / "README.md").read_text()
     assert "| began with the weights of | there/weights, whose images come on top |" in card
+    assert "| epochs | 2 |" in card
     assert "| distill.loss | infonce |" in card
     assert "| distill.weight | 0.25 |" in card
