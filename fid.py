@@ -192,7 +192,8 @@ def score(
         "inception": {"path": str(weights), "sha256": fingerprint},
     }
     if args.kid:
-        scores["kid"] = asdict(kernel_distance(sampled, reference_features, seed))
+        kid = kernel_distance(sampled, reference_features, seed)
+        scores["kid"] = {**asdict(kid), "seed": seed}
     return scores
 
 

@@ -209,6 +209,7 @@ def test_the_job_scores_a_folder_and_the_training_set_itself(
     assert f"KID: {scores['kid']['mean']:.5f}" in output
     assert scores["fid"] > 1
     assert scores["kid"]["subset_size"] == 4
+    assert scores["kid"]["seed"] == 0  # which draws its subsets
     assert "reference: 100%" in messages
 
     exported = tmp_path / "out" / "pngs"
