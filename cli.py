@@ -181,6 +181,11 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
         "--spacing", choices=list(SPACINGS),
         help="of the noise levels; default: the process's own, leading for DDPM, karras for EDM",
     )  # fmt: skip
+    group.add_argument(
+        "--sigma_max", type=float, metavar="S",
+        help="noise level to start at; default: the process's highest, which networks that "
+        "trained little on it cannot denoise",
+    )  # fmt: skip
     group.add_argument("--no_clip", action="store_true", help="do not clip x0 to [-1, 1]")
     group.add_argument(
         "--guidance", type=float, metavar="W",
@@ -196,7 +201,7 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sampler_arguments_given(args: argparse.Namespace) -> list[str]:
     """The options of `add_sampler_arguments` that were typed, such as ["--sampler", "--steps"]."""
-    names = ("sampler", "steps", "eta", "spacing", "guidance", "classes")
+    names = ("sampler", "steps", "eta", "spacing", "sigma_max", "guidance", "classes")
     given = [f"--{name}" for name in names if getattr(args, name) is not None]
     return given + (["--no_clip"] if args.no_clip else [])
 
@@ -207,8 +212,8 @@ def chosen_sampler(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSetti
     Raises UserError for what the sampler or the network cannot do.
     """
     return sampler_settings(
-        denoiser, args.sampler, args.steps, args.eta, args.spacing, not args.no_clip,
-        args.guidance, args.classes,
+        denoiser, args.sampler, args.steps, args.eta, args.spacing, args.sigma_max,
+        not args.no_clip, args.guidance, args.classes,
     )  # fmt: skip
 
 

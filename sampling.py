@@ -10,7 +10,15 @@ from torch import Tensor
 
 from datasets import to_uint8
 from model.denoiser import Denoiser
-from model.samplers import SAMPLERS, SPACINGS, DenoiseFn, NoiseFn, clipped, guided
+from model.samplers import (
+    SAMPLERS,
+    SPACINGS,
+    DenoiseFn,
+    NoiseFn,
+    clipped,
+    guided,
+    last_timestep,
+)
 from support.errors import UserError
 from utils import ImageNoise, autocast, progress
 
@@ -25,6 +33,7 @@ class SamplerSettings:
     steps: int
     eta: float | None  # None where the sampler fixes it
     spacing: str | None = None  # a row of samplers.SPACINGS; None: the process's own
+    sigma_max: float | None = None  # the noise level that it starts at; None: the process's highest
     clip: bool = True
     guidance: float | None = None  # None: a network without labels
     classes: tuple[int, ...] | None = None  # see class_of; None: all
@@ -39,6 +48,7 @@ class SamplerSettings:
         parts = [self.sampler, f"steps{self.steps}"]
         parts += [] if self.eta is None else [f"eta{self.eta}"]
         parts += [self.spacing] if self.spacing else []
+        parts += [] if self.sigma_max is None else [f"smax{self.sigma_max:g}"]
         parts += [] if self.clip else ["noclip"]
         parts += [] if self.guidance is None else [f"guidance{self.guidance:g}"]
         parts += ["classes" + "-".join(map(str, self.classes))] if self.classes else []
@@ -51,6 +61,7 @@ def sampler_settings(
     steps: int | None = None,
     eta: float | None = None,
     spacing: str | None = None,
+    sigma_max: float | None = None,
     clip: bool = True,
     guidance: float | None = None,
     classes: list[int] | None = None,
@@ -58,8 +69,12 @@ def sampler_settings(
     """Fills in the defaults of the process and the sampler. Raises UserError for what cannot be."""
     sampler = sampler or denoiser.default_sampler
     row = SAMPLERS[sampler]
+    low, high = denoiser.sigma_range
+    if sigma_max is not None and not low < sigma_max <= high:
+        raise UserError(f"--sigma_max {sigma_max:g}: give more than {low:.3g}, at most {high:.5g}")
     if steps is None:
-        steps = denoiser.default_steps if row.steps is None else row.steps or denoiser.n_T
+        all_steps = last_timestep(denoiser, sigma_max or high)
+        steps = denoiser.default_steps if row.steps is None else row.steps or all_steps
     if steps < 1:
         raise UserError(f"--steps {steps}: give at least 1")
     spacing = None if spacing == denoiser.default_spacing else spacing
@@ -72,7 +87,7 @@ def sampler_settings(
             raise UserError(f"--eta {eta}: give 0 (deterministic) to 1 (the most noise)")
     guidance, classes = _checked_labels(denoiser, guidance, classes)
     clip = clip and not denoiser.is_latent
-    settings = SamplerSettings(sampler, steps, eta, spacing, clip, guidance, classes)
+    settings = SamplerSettings(sampler, steps, eta, spacing, sigma_max, clip, guidance, classes)
     noise_levels(denoiser, settings)
     return settings
 
@@ -104,7 +119,8 @@ def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
     """
     spacing = settings.spacing or denoiser.default_spacing
     try:
-        return SPACINGS[spacing](denoiser, settings.steps)
+        sigma_max = settings.sigma_max or denoiser.sigma_range[1]
+        return SPACINGS[spacing](denoiser, settings.steps, sigma_max)
     except ValueError as error:
         raise UserError(f"--steps {settings.steps}, spacing {spacing}: {error}") from None
 

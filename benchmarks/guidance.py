@@ -108,8 +108,8 @@ def refuse_other_classes(found: SampleSet, class_names: list[str]) -> None:
 
 def refuse_other(first: SampleSet, other: SampleSet) -> None:
     """Raises UserError if something else than the guidance tells these sets apart."""
-    keys = ("weights", "classes", "sampler", "steps", "eta", "spacing", "clip", "seed")
-    different = [key for key in keys if first.record[key] != other.record[key]]
+    keys = ("weights", "classes", "sampler", "steps", "eta", "spacing", "sigma_max", "clip", "seed")
+    different = [key for key in keys if first.record.get(key) != other.record.get(key)]
     if different:
         raise UserError(
             f"{other.folder} differs from {first.folder} in {', '.join(different)}: draw both "

@@ -193,35 +193,44 @@ def guided(D: Callable[..., Tensor], y: Tensor, w: float) -> DenoiseFn:
     return evaluate
 
 
-def leading(denoiser: Denoiser, steps: int) -> list[float]:
-    """t = 1 + floor(i n_T / steps): the reference's 1, 11, .. 991 for 100 of 1000."""
-    return _sigmas_of(denoiser, [1 + i * denoiser.n_T // steps for i in reversed(range(steps))])
+# where the noise levels lie: (denoiser, steps, the highest sigma) -> so many, falling, and 0
 
 
-def trailing(denoiser: Denoiser, steps: int) -> list[float]:
-    """t = round(n_T (1 - i / steps)): starts at the last timestep (Lin et al. 2023)."""
-    return _sigmas_of(denoiser, [round((steps - i) * denoiser.n_T / steps) for i in range(steps)])
+def leading(denoiser: Denoiser, steps: int, sigma_max: float) -> list[float]:
+    """t = 1 + floor(i n / steps), n that of sigma_max: the reference's 1, 11, .. 991 for 100."""
+    n = last_timestep(denoiser, sigma_max)
+    return _sigmas_of(denoiser, [1 + i * n // steps for i in reversed(range(steps))], n)
 
 
-def _sigmas_of(denoiser: Denoiser, t: list[int]) -> list[float]:
-    if len(t) > denoiser.n_T:
-        raise ValueError(
-            f"there are {denoiser.n_T} timesteps; --spacing karras or log_snr takes any number"
-        )
+def trailing(denoiser: Denoiser, steps: int, sigma_max: float) -> list[float]:
+    """t = round(n (1 - i / steps)), n that of sigma_max, where it starts (Lin et al. 2023)."""
+    n = last_timestep(denoiser, sigma_max)
+    return _sigmas_of(denoiser, [round((steps - i) * n / steps) for i in range(steps)], n)
+
+
+def last_timestep(denoiser: Denoiser, sigma_max: float) -> int:
+    """The t whose noise level is nearest to sigma_max."""
+    device = next(denoiser.parameters()).device
+    return round(denoiser.t(torch.tensor([sigma_max], device=device)).item())
+
+
+def _sigmas_of(denoiser: Denoiser, t: list[int], n: int) -> list[float]:
+    if len(t) > n:
+        raise ValueError(f"there are {n} timesteps; --spacing karras or log_snr takes any number")
     device = next(denoiser.parameters()).device
     return [*denoiser.sigma(torch.tensor(t, device=device)).tolist(), 0.0]
 
 
-def karras(denoiser: Denoiser, steps: int) -> list[float]:
+def karras(denoiser: Denoiser, steps: int, sigma_max: float) -> list[float]:
     """Equal steps of sigma^(1 / rho) from the highest to the lowest (Karras et al. 2022, eq. 5)."""
-    low, high = (sigma ** (1 / denoiser.rho) for sigma in denoiser.sigma_range)
+    low, high = (s ** (1 / denoiser.rho) for s in (denoiser.sigma_range[0], sigma_max))
     last = max(steps - 1, 1)
     return [*((high + i / last * (low - high)) ** denoiser.rho for i in range(steps)), 0.0]
 
 
-def log_snr(denoiser: Denoiser, steps: int) -> list[float]:
+def log_snr(denoiser: Denoiser, steps: int, sigma_max: float) -> list[float]:
     """Equal steps of log SNR = -2 log sigma, from the highest sigma to the lowest."""
-    low, high = denoiser.sigma_range
+    low, high = denoiser.sigma_range[0], sigma_max
     last = max(steps - 1, 1)
     return [*(high * (low / high) ** (i / last) for i in range(steps)), 0.0]
 

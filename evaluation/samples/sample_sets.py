@@ -45,6 +45,7 @@ def describe(model: TrainedModel, settings: SamplerSettings, use_amp: bool) -> d
         "steps": settings.steps,
         "eta": settings.eta,
         "spacing": settings.spacing,
+        "sigma_max": settings.sigma_max,
         "clip": settings.clip,
         "guidance": settings.guidance,
         "classes": classes_of(model.denoiser, settings),

@@ -81,7 +81,7 @@ def test_a_sampler_draws_the_same_images_in_either_coordinate(trained):
     images = []
     for denoiser, start in ((trained, z), (rescaled, (z + 1) / 2)):
         row = SAMPLERS[denoiser.default_sampler]
-        sigmas = SPACINGS[denoiser.default_spacing](denoiser, steps)
+        sigmas = SPACINGS[denoiser.default_spacing](denoiser, steps, denoiser.sigma_range[1])
         noise = iter(draws)
         churn = denoiser.churn if row.takes_churn else {}
         images.append(row.run(denoiser, start, sigmas, lambda it=noise: next(it), eta=0.7, **churn))

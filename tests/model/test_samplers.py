@@ -17,12 +17,13 @@ from model.samplers import (
     dpmpp_2m,
     heun,
     ipndm,
+    last_timestep,
     leading,
     pc,
     posterior_variance,
     sde,
 )  # fmt: skip
-from sampling import sample, sampler_settings
+from sampling import noise_levels, sample, sampler_settings
 from support.errors import UserError
 
 SHAPE = (8, 1, 32, 32)
@@ -52,7 +53,7 @@ def noise_source(seed: int):
 ])  # fmt: skip
 def test_sampler_returns_the_standard_deviation_of_the_data(process, sampler, options):
     s = 0.5
-    sigmas = leading(process, 1000)
+    sigmas = leading(process, 1000, process.sigma_range[1])
     noise = noise_source(0)
     x = sampler(gaussian(s), sigmas[0] * noise(), sigmas, noise, **options)
     assert x.std().item() == pytest.approx(s, rel=0.03)  # 8192 draws: standard error 0.8 %
@@ -96,7 +97,7 @@ def test_the_corrector_pulls_towards_the_data(process):
 def test_spacings_fall_from_near_the_top_to_0(process, spacing):
     low, high = process.sigma_range
     for steps in (1, 2, 7, 50):
-        *sigmas, last = SPACINGS[spacing](process, steps)
+        *sigmas, last = SPACINGS[spacing](process, steps, process.sigma_range[1])
         assert last == 0
         assert len(sigmas) == steps
         assert all(a > b for a, b in itertools.pairwise(sigmas))
@@ -104,6 +105,20 @@ def test_spacings_fall_from_near_the_top_to_0(process, spacing):
         assert sigmas[0] <= high * 1.001
         if spacing != "leading":
             assert sigmas[0] == pytest.approx(high, rel=1e-4)
+
+
+@pytest.mark.parametrize("spacing", list(SPACINGS))
+def test_sampling_may_start_at_a_lower_noise_level(process, spacing):
+    settings = sampler_settings(process, steps=4, spacing=spacing, sigma_max=5.0)
+    *sigmas, last = noise_levels(process, settings)
+    assert last == 0
+    assert len(set(sigmas)) == 4
+    assert sigmas[0] < 5 * 1.3
+    if spacing != "leading":
+        assert sigmas[0] == pytest.approx(5, rel=0.3 if spacing == "trailing" else 1e-9)
+    assert settings.tag().endswith("_smax5")
+    several = sampler_settings(process, "ddpm", sigma_max=5.0).steps
+    assert several == last_timestep(process, 5.0) < process.n_T
 
 
 @pytest.mark.parametrize("row", SAMPLERS.values(), ids=SAMPLERS)
@@ -114,7 +129,7 @@ def test_the_last_step_lands_on_x0(process, row):
         seen.append(torch.tanh(x) / (1 + sigma.view(-1, 1, 1, 1)))
         return seen[-1]
 
-    sigmas = leading(process, 6)
+    sigmas = leading(process, 6, process.sigma_range[1])
     noise = noise_source(1)
     x0 = row.run(D, sigmas[0] * noise(), sigmas, noise, **row.options)
     assert torch.allclose(x0, seen[-1], rtol=0, atol=1e-12)
@@ -134,7 +149,7 @@ def test_variances_are_those_of_the_paper(process):
 
 def test_default_timesteps_are_the_references(process):
     def timesteps(steps: int) -> list[int]:
-        *sigmas, last = leading(process, steps)
+        *sigmas, last = leading(process, steps, process.sigma_range[1])
         assert last == 0
         return process.t(torch.tensor(sigmas)).round().int().tolist()[::-1]
 
@@ -182,7 +197,7 @@ def test_ddim_equals_diffusers(process, eps_net):
     x = vp_start(0)
     for t in scheduler.timesteps:
         x = scheduler.step(eps_net(x, t.item() + 1), t, x).prev_sample
-    sigmas = leading(process, 100)
+    sigmas = leading(process, 100, process.sigma_range[1])
     start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
     ours = ddim(as_denoiser(process, eps_net), start, sigmas, None)
     torch.testing.assert_close(ours, x, rtol=2e-4, atol=2e-4)
@@ -202,7 +217,7 @@ def test_ddpm_equals_diffusers(process, eps_net, theirs, variance):
     for t in range(999, -1, -1):
         x = scheduler.step(eps_net(x, t + 1), t, x, generator=draw).prev_sample
     draw = torch.Generator().manual_seed(7)
-    sigmas = leading(process, 1000)
+    sigmas = leading(process, 1000, process.sigma_range[1])
     start = vp_start(0) * (1 + sigmas[0] ** 2) ** 0.5
     ours = ddim(
         as_denoiser(process, eps_net), start, sigmas, eta=1.0, variance=variance,
@@ -272,6 +287,8 @@ def test_every_sampler_draws_images_that_depend_on_seed_and_index_alone(tiny_con
     ({"steps": 1001}, "there are 1000 timesteps"),
     ({"sampler": "ddpm", "eta": 0.5}, "--eta"),
     ({"eta": 1.5}, "--eta 1.5"),
+    ({"sigma_max": 1e4}, "--sigma_max 10000: give more than"),
+    ({"sigma_max": 1e-4}, "--sigma_max 0.0001: give more than"),
 ])  # fmt: skip
 def test_impossible_settings_are_refused(process, wrong, message):
     with pytest.raises(UserError, match=message):
