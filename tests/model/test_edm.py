@@ -42,7 +42,7 @@ def test_denoised_and_loss_equal_the_reference(reference):
 
 def test_schedule_and_timesteps_equal_the_reference(process, reference):
     values = reference[1]
-    np.testing.assert_allclose(karras(process, 18), values["edm/schedule_18"], rtol=1e-5)
+    np.testing.assert_allclose(karras(process, 18, process.sigma_range[1]), values["edm/schedule_18"], rtol=1e-5)
     t = torch.arange(1, 19)
     np.testing.assert_allclose(process.sigma(t), values["edm/sigma_of_t_1_to_18"], rtol=1e-5)
 
@@ -97,7 +97,7 @@ def test_heun_with_churn_returns_the_standard_deviation_of_the_data(process, eta
     def noise():
         return torch.randn((16384, 1, 1, 1), generator=draw, dtype=torch.float64)
 
-    sigmas = karras(process, 60)
+    sigmas = karras(process, 60, process.sigma_range[1])
     x = heun(gaussian(s), sigmas[0] * noise(), sigmas, noise, eta=eta)
     assert x.std().item() == pytest.approx(s, rel=0.03)
 
@@ -105,7 +105,7 @@ def test_heun_with_churn_returns_the_standard_deviation_of_the_data(process, eta
 def test_churn_acts_only_between_s_min_and_s_max(process):
     """Full churn in an empty interval changes nothing, and asks for no noise."""
     x = torch.full((1, 1, 1, 1), 50.0, dtype=torch.float64)
-    sigmas = karras(process, 10)
+    sigmas = karras(process, 10, process.sigma_range[1])
     plain = heun(gaussian(0.5), x, sigmas, None)
     assert torch.equal(heun(gaussian(0.5), x, sigmas, None, eta=1.0, S_min=90.0), plain)
 
@@ -130,7 +130,7 @@ def test_either_process_takes_any_sampler(kind):
     exact = gaussian(0.5)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn((8192, 1, 1, 1), generator=draw, dtype=torch.float64)
-    sigmas = karras(denoiser, 40)
+    sigmas = karras(denoiser, 40, denoiser.sigma_range[1])
     for sampler in (ddim, heun):
         drawn = sampler(exact, sigmas[0] * x, sigmas, None)
         assert drawn.std().item() == pytest.approx(0.5, rel=0.1)
