@@ -312,9 +312,9 @@ def _of_pipeline(
 def untrained(config: Config, device: torch.device, path: str | Path | None = None) -> TrainedModel:
     """The model with the random weights of the config's seed, called epoch -1.
 
-    `path` is that of the checkpoint which the config comes from; needed is it for a folder of
-    diffusers, which alone says what the network is. A VAE in it keeps its weights: it makes the
-    images. Raises UserError if it cannot be read.
+    `path` is that of the checkpoint which the config comes from. A folder of diffusers needs it,
+    since it alone says what the network is; a VAE in it keeps its weights, which make the images.
+    Raises UserError if it cannot be read.
     """
     where, net = path and fetched(path), None
     if where and is_diffusers(where):
