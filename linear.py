@@ -164,17 +164,17 @@ def results_of(
         **probe.facts(), "seed": None if args.seeds else config.seed, "use_amp": args.use_amp,
         "versions": versions(), "config": config.model_dump(mode="json"),
     }  # fmt: skip
+    folder = results_folder(args, config)
     if args.epochs is not None:
         found = probe_epochs(
             probe, args.epochs, config, args.use_amp, args.compile, args.input_scale
         )
-        return EpochCurve(found, title, about)
+        untrained = untrained_results(folder, about, found[0].outcome.results)
+        return EpochCurve(found, title, about, untrained)
     if args.seeds:
         return SeedTable(probe_seeds(probe, source, args.seeds), title, about)
     outcome = probe(source, config.seed)
-    folder, untrained = results_folder(args, config), []
-    if args.grid:
-        untrained = untrained_results(folder, about, outcome.results)
+    untrained = untrained_results(folder, about, outcome.results) if args.grid else []
     return Grid(outcome, title, about, untrained)
 
 

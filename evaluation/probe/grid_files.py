@@ -76,9 +76,10 @@ def gain_markdown(trained: Path, untrained: Path) -> str:
 def untrained_results(
     folder: Path, about: Mapping, results: Sequence[CellResult]
 ) -> list[CellResult]:
-    """What the same probe found in the untrained network, if `folder` has all these cells of it.
+    """What the same probe found in the same cells of the untrained network, in their order; []
+    unless `folder` has all of them.
 
-    about: the facts of the grid that found `results`. Raises UserError if the file is damaged.
+    about: the facts of the probe that found `results`. Raises UserError if the file is damaged.
     """
     if about["baseline"] is not None:
         return []
@@ -86,7 +87,8 @@ def untrained_results(
         record = read_json(path, UNTRAINED)
         untrained = [CellResult.from_record(cell) for cell in record["cells"]]
         if _probed_alike(record, about) and _covers(untrained, results):
-            return untrained
+            at = {_same(result): result for result in untrained}
+            return [at[_same(result)] for result in results]
     return []
 
 

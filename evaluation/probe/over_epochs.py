@@ -1,7 +1,7 @@
 """One probe over the checkpoints of a run: how the features come about while it trains."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from checkpoint import find, load_denoiser, saved_epochs
@@ -75,16 +75,24 @@ def probe_epochs(
     return results
 
 
+UNTRAINED = -1  # its place among the epochs, which count from 0
+
+
 @dataclass(frozen=True)
 class EpochCurve:
     """The best cell of each epoch, picked on the held-out images; of combined cells likewise, as
-    a curve of its own. about: the facts that its files record."""
+    a curve of its own.
+
+    about: the facts that its files record. untrained: what the same probe found in the same cells
+    of the untrained network, if that is known: the curve begins with it.
+    """
 
     OVER = "epochs"  # what the probe was done over, in the names of its files
 
     results: Sequence[EpochResult]
     title: str
     about: Mapping
+    untrained: Sequence[CellResult] = field(default=())
 
     def best_epoch(self, combined: bool = False) -> EpochResult | None:
         """The epoch whose cell is best on the held-out images; None without such cells."""
@@ -106,6 +114,7 @@ class EpochCurve:
             "best_epoch_combined": self.best_epoch(combined=True),
         }
         record = {
+            "untrained": [cell.record() for cell in self.untrained],
             "epochs": [result.record() for result in self.results],
             **{name: result and result.epoch for name, result in best.items()},
         }
@@ -117,14 +126,20 @@ class EpochCurve:
             lines[test] = [100 * cell.test_accuracy for cell in cells]
             lines[f"{name}held-out 10 % of train"] = [100 * c.validation_accuracy for c in cells]
             spread[test] = [half_width(cell.test_interval) for cell in cells]
-        epochs = [result.epoch for result in self.results]
-        curves(paths[2], epochs, lines, self.title, "epoch", "accuracy in %", spread=spread)
+        x_label = f"epoch ({UNTRAINED}: untrained)" if self.untrained else "epoch"
+        epochs = list(self._outcomes())
+        curves(paths[2], epochs, lines, self.title, x_label, "accuracy in %", spread=spread)
         return paths
+
+    def _outcomes(self) -> dict[int, Outcome]:
+        """{epoch: what was found}, the untrained network first where it is known."""
+        before = {UNTRAINED: Outcome(list(self.untrained), 0.0, None)} if self.untrained else {}
+        return before | {result.epoch: result.outcome for result in self.results}
 
     def _curves(self) -> dict[str, list[CellResult]]:
         """{what stands before its names: the best cell of every epoch}."""
         both = {
-            prefix: [result.outcome.best(combined) for result in self.results]
+            prefix: [outcome.best(combined) for outcome in self._outcomes().values()]
             for prefix, combined in (("", False), (f"{SIDE_BY_SIDE}: ", True))
         }
         return {prefix: cells for prefix, cells in both.items() if all(cells)}
@@ -138,8 +153,9 @@ class EpochCurve:
 
     def _rows(self, cells: Sequence[CellResult]) -> Rows:
         header, rows = ["epoch", "held-out", "test"], []
-        for result, cell in zip(self.results, cells, strict=True):
-            rows.append([str(result.epoch), percent(cell.validation_accuracy), cell.on_test])
+        for epoch, cell in zip(self._outcomes(), cells, strict=True):
+            name = "untrained" if epoch == UNTRAINED else str(epoch)
+            rows.append([name, percent(cell.validation_accuracy), cell.on_test])
         if len({cell.name for cell in cells}) > 1 or len(self._curves()) > 1:
             header.append("cell")  # else the title has it
             rows = [[*row, cell.name] for row, cell in zip(rows, cells, strict=True)]

@@ -193,6 +193,28 @@ def test_combined_cells_have_a_curve_of_their_own(three_epochs, capsys):
     assert closing in (folder / "linear_epochs_grid_knn.md").read_text()
 
 
+def test_the_curve_begins_with_the_untrained_network_where_its_grid_is_there(three_epochs, capsys):
+    cell = ("--timesteps", "21", "--blocks", "out_2")
+    folder = three_epochs("--epochs", "0,1")
+    record = json.loads((folder / "linear_epochs_out_2_t21_knn.json").read_text())
+    assert record["untrained"] == []
+    assert "untrained" not in capsys.readouterr().out
+    three_epochs("--baseline", "random", "--grid", "--timesteps", "1,21")
+    untrained = json.loads((folder / "linear_grid_knn_random.json").read_text())["cells"]
+    of_cell = [c for c in untrained if (c["t"], c["block"]) == (21, "out_2")]
+    best = max(of_cell, key=lambda c: c["validation_accuracy"])
+    capsys.readouterr()
+    for argv, stem in ((), "out_2_t21"), (("--grid", *cell), "grid"):
+        three_epochs("--epochs", "0,1", *argv)
+        record = json.loads((folder / f"linear_epochs_{stem}_knn.json").read_text())
+        assert record["untrained"] == of_cell
+        assert [row["epoch"] for row in record["epochs"]] == [0, 1]
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        (row,) = [row for row in rows if row[:1] == ["untrained"]]
+        assert row[1:3] == [f"{100 * best[f'{on}_accuracy']:.2f}" for on in ("validation", "test")]
+        assert rows[rows.index(row) + 1][0] == "0"
+
+
 def test_an_absent_epoch_is_refused_before_any_is_probed(three_epochs, monkeypatch, capsys):
     monkeypatch.setattr(Probe, "__call__", None)
     with pytest.raises(SystemExit) as stop:
