@@ -24,6 +24,7 @@ PROBE = {  # what is read of a grid's record, and its form
 }  # fmt: skip
 HEADLINE = {"k": int | None, "by_sigma": bool}  # none where all cells are combined; older: other
 NOT_MEASURED = "not measured"
+SAMPLING = ("sampler", "steps", "eta", "spacing", "sigma_max", "guidance")  # options of sample.py
 RECIPE = ("batch_size", "accumulate", "optim", "lrate", "warm_epoch", "warm_step", "lr_decay",
           "ema", "grad_clip", "flip", "cond_drop_prob", "seed")  # fmt: skip
 
@@ -38,13 +39,13 @@ def write_card(
     known = {released["fingerprint"], released["rounded_fingerprint"]}
     rows, protocols = probe_rows(results, known)
     paths = [folder / "README.md"]
-    picture = samples_of(results, known)
+    picture, sampling = samples_of(results, known)
     if picture is not None:
         paths.append(folder / "samples.png")
         with replacing(paths[1]) as temporary:
             shutil.copyfile(picture, temporary)
     parts = [
-        _front_matter(released), _what(model, released), _use(folder.name, released),
+        _front_matter(released), _what(model, released), _use(folder, released, sampling),
         _recipe(released), _probes(rows), _limits(model, released),
         _licence(model.config.dataset), _files(released),
     ]  # fmt: skip
@@ -76,15 +77,16 @@ def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], 
     return rows, protocols
 
 
-def samples_of(results: Path, fingerprints: set[str]) -> Path | None:
-    """The newest grid of samples in `results`, or a folder in it, of one of these weights."""
+def samples_of(results: Path, fingerprints: set[str]) -> tuple[Path | None, dict]:
+    """The newest grid of samples in `results`, or a folder in it, of one of these weights, and its
+    record; (None, {}) without."""
     grids = []
     for path in [*results.glob("samples.json"), *results.glob("*/samples.json")]:
         record = load_json(path)
         if record is not None and record.get("weights") in fingerprints:
             names = (path.with_name("grid.png"), path.with_name("samples_grid.png"))
-            grids += [name for name in names if name.is_file()]
-    return max(grids, key=lambda grid: grid.stat().st_mtime, default=None)
+            grids += [(name, record) for name in names if name.is_file()]
+    return max(grids, key=lambda grid: grid[0].stat().st_mtime, default=(None, {}))
 
 
 def _front_matter(released: dict) -> str:
@@ -111,14 +113,17 @@ def _what(model: TrainedModel, released: dict) -> str:
     )
 
 
-def _use(name: str, released: dict) -> str:
+def _use(folder: Path, released: dict, sampling: dict) -> str:
     cell = released["config"]["linear"]
+    name = folder.name if folder.is_absolute() else folder.as_posix()
+    given = {key: sampling[key] for key in SAMPLING if sampling.get(key) is not None}
+    sampler = "".join(f" --{key} {value}" for key, value in given.items())
     return f"""## Use
 
 In a clone of tiny-ddae:
 
 ```bash
-python sample.py --ckpt {name} --n 16
+python sample.py --ckpt {name} --n 16{sampler}
 python linear.py --ckpt {name} --grid --protocol cached
 ```
 

@@ -88,6 +88,7 @@ def test_the_card_and_what_is_printed(exported, tiny_checkpoint):
     assert f"| {gain:+.2f} | not measured |" in row
     assert description["sha256"] in body
     assert (folder / "samples.png").exists()
+    assert "python sample.py --ckpt out --n 16 --sampler ddim --steps 2 --eta 0.0" in body
     assert "probes by cached" in printed
     assert f"python sample.py --ckpt {folder} --n 16" in printed
     exported()  # over an earlier export
