@@ -11,10 +11,11 @@ Beside them stands a checksum of all of it, checked when a file is read that has
 
 import contextlib
 import hashlib
+import json
 import pickle
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from config import Config, config_differences, parse_config
+from config.schema import DDPMDiffusion
 from model.denoiser import Denoiser
 from model.diffusers_checkpoints import config_of_pipeline, is_diffusers, read_pipeline
 from model.foreign_checkpoints import adopted, is_foreign
@@ -43,6 +45,10 @@ MODEL_KEYS = (
     "network",
     "cond_drop_prob",
 )  # what decides the weights' meaning
+TRAINING_ONLY = {  # of these, what changes no output of given weights
+    "diffusion": ("time", "p_mean", "p_std", "weighting", "gamma", "augment_prob"),
+    "network": ("dropout",),
+}
 
 
 DATA = {  # of `evaluation.data_record`
@@ -73,13 +79,43 @@ class TrainedModel:
     about: dict = field(default_factory=dict)  # those of ABOUT in the file
 
     def fingerprint(self) -> str:
-        """A short hash of the weights and of what they are fed: equal only for equal models."""
-        return fingerprint(self.denoiser.net.state_dict(), self.input_scale)
+        """A short hash of all that decides the outputs: equal only for equal models."""
+        return self.fingerprint_with(self.denoiser.net.state_dict())
+
+    def fingerprint_with(self, weights: dict[str, Tensor]) -> str:
+        """That of the same model with these weights."""
+        return fingerprint(weights, (self.input_scale or "") + beside_weights(self.config))
 
 
-def fingerprint(weights: dict[str, Tensor], input_scale: str | None = None) -> str:
-    """16 hexadecimal digits, equal only for equal weights in equal order, fed the same."""
-    digest = hashlib.sha256((input_scale or "").encode())
+def beside_weights(config: Config) -> str:
+    """What decides the outputs of given weights, as text: "" for the default process."""
+    facts = {
+        "model_type": config.model_type,
+        "heads": config.network.model_dump().get("attn_channels_per_head"),
+        **config.diffusion.model_dump(mode="json", exclude=set(TRAINING_ONLY["diffusion"])),
+    }
+    usual = {"model_type": "DDPM", "heads": None, **DDPMDiffusion().model_dump(mode="json")}
+    others = {key: value for key, value in facts.items() if usual.get(key) != value}
+    return json.dumps(others, sort_keys=True) if others else ""
+
+
+def outputs_alike(one: Mapping, other: Mapping) -> bool:
+    """Whether two configs, as dicts, give the same outputs with the same weights."""
+
+    def facts(config: Mapping) -> list:
+        parts = [config.get(key) for key in ("model_type", "net_type", *TRAINING_ONLY)]
+        names = {name for names in TRAINING_ONLY.values() for name in names}
+        return [
+            {k: v for k, v in part.items() if k not in names} if isinstance(part, Mapping) else part
+            for part in parts
+        ]
+
+    return facts(one) == facts(other)
+
+
+def fingerprint(weights: dict[str, Tensor], beside: str = "") -> str:
+    """16 hexadecimal digits, equal only for equal weights in equal order and what is beside."""
+    digest = hashlib.sha256(beside.encode())
     for name, tensor in weights.items():
         digest.update(name.encode())
         digest.update(tensor.cpu().numpy().tobytes())
@@ -233,6 +269,15 @@ def saved_epochs(save_dir: str | Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
+def may_differ(config: Config) -> set[str]:
+    """The top-level keys that may differ between a checkpoint and a config for the same network.
+
+    With labels, the number of classes is that of the rows of an embedding.
+    """
+    decides = {*MODEL_KEYS, "classes"} if config.cond_drop_prob else set(MODEL_KEYS)
+    return set(Config.model_fields) - decides
+
+
 def refuse_other_config(
     path: str | Path, state: dict, config: Config, ignore: set[str], advice: str
 ) -> None:
@@ -273,10 +318,8 @@ def load_denoiser(
         raise UserError(f"--input_scale {input_scale}: {path} was trained here, on [-1, 1]")
     if config is None:
         config = parse_config(state["config"], overrides, source=str(path))
-    refuse_other_config(
-        path, state, config, set(Config.model_fields) - set(MODEL_KEYS),
-        "use the config it was trained with, or --ckpt alone",
-    )  # fmt: skip
+    advice = "use the config it was trained with, or --ckpt alone"
+    refuse_other_config(path, state, config, may_differ(config), advice)
     for name, weight in state["ema"].items():
         if not weight.isfinite().all():
             raise UserError(

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from checkpoint import TrainedModel, fingerprint
+from checkpoint import TrainedModel
 from cli import job, job_parser, load_model, one_process
 from evaluation.model_card import write_card
 from model.released import (
@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     one_process("export.py")
     model = load_model(args, pick_device(args.device))
+    if model.config.net_type == "diffusers":
+        raise UserError(f"{model.path}: diffusers wrote it, and its folder is what can be shared")
     folder = Path(args.output_dir or f"{model.config.save_dir}/export_ep{model.epoch}")
     check_writable([folder])
     refuse_other_contents(folder)
@@ -52,9 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         "epoch": model.epoch,
         "input_scale": model.input_scale,
         "fingerprint": model.fingerprint(),
-        "rounded_fingerprint": fingerprint(
-            {name: w.float() for name, w in rounded(weights, args.dtype).items()},
-            model.input_scale,
+        "rounded_fingerprint": model.fingerprint_with(
+            {name: w.float() for name, w in rounded(weights, args.dtype).items()}
         ),
     }
     released = write_released(folder, weights, about, args.dtype)

@@ -94,8 +94,7 @@ def note_what_is_left(process: Denoiser) -> None:
     if signal > 0.01:
         log.warning(
             "the last noise level leaves %.0f %% of the image's variance, but samplers start from "
-            "pure noise: raise diffusion.betas (with fewer timesteps, in proportion), or take "
-            "diffusion.schedule=cosine", 100 * signal,
+            "pure noise: %s", 100 * signal, process.more_noise,
         )  # fmt: skip
 
 
@@ -121,9 +120,8 @@ def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
         start = checkpoint.find(config.save_dir, config.load_epoch)
         state = checkpoint.load(start)
         checkpoint.refuse_other_config(
-            start, state, config, set(Config.model_fields) - set(checkpoint.MODEL_KEYS),
-            "it cannot start this network",
-        )  # fmt: skip
+            start, state, config, checkpoint.may_differ(config), "it cannot start this network"
+        )
         refuse_other_data(start, state.get("data"), run.trainer.data, allowed=True)
         with checkpoint.taking_over(start, checkpoint.BEGIN_AGAIN):
             run.trainer.start_from(state)

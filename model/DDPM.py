@@ -75,6 +75,10 @@ class DDPM(Denoiser):
     default_steps = 100
     default_spacing = "leading"
     probe_timesteps = (1, 11, 21)
+    more_noise = (
+        "raise diffusion.betas (with fewer timesteps, in proportion), or take "
+        "diffusion.schedule=cosine"
+    )
 
     def __init__(self, net: nn.Module, diffusion: DDPMDiffusion):
         super().__init__(net)

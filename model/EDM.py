@@ -19,6 +19,7 @@ class EDM(Denoiser):
     default_steps = 18
     default_spacing = "karras"
     probe_timesteps = (3, 4, 5)
+    more_noise = "raise diffusion.sigma_max"
     n_T = 18
 
     def __init__(self, net: nn.Module, diffusion: EDMDiffusion):

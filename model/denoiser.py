@@ -27,6 +27,7 @@ class Denoiser(nn.Module, ABC):
     default_steps: int
     default_spacing: ClassVar[str]  # of the sampler's noise levels, by its name there
     probe_timesteps: ClassVar[tuple[int, ...]]  # the grid of the linear probe
+    more_noise: ClassVar[str]  # advice: what raises the highest noise level
 
     n_T: int  # timesteps that people type run from 1 (almost clean) to n_T (almost pure noise)
     rho: float = 7.0  # of the "karras" spacing
@@ -124,8 +125,8 @@ class Denoiser(nn.Module, ABC):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The weighted mean squared error per image: (N,).
 
-        w(sigma) |D - x0|^2, computed as w c_out^2 |F - target|^2 so that nothing is divided by a
-        small sigma.
+        w(sigma) |D - x0|^2, computed as w c_out^2 |F - target|^2: `loss_weight` is w c_out^2,
+        so that no large weight meets a small error.
 
         x0: (N, C, H, W) in [-1, 1], sigma: (N,), noise: like x0, standard normal, y: (N,)
         labels, augment: (N, augment_dim), how x0 was augmented. For eps prediction this is DDPM's

@@ -35,7 +35,8 @@ def adopted(state: dict, path: Path, config: Config | None, input_scale: str | N
     if config is None:
         raise UserError(
             f"{path}: written by FutureXiang/ddae or the public tiny-ddae, which keep no config in "
-            "a checkpoint: add --config with the YAML that it was trained with"
+            "a checkpoint: add --config with the YAML that it was trained with to a job that "
+            "evaluates; training cannot begin with it"
         )
     averaged, raw = _weights(state, "EMA", r"ema_model\."), _weights(state, "MODEL")
     raw = raw or _weights(state, "EMA", r"online_model\.")

@@ -6,13 +6,15 @@ import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, save_model
 
 import checkpoint
 from config import parse_config
+from model.models import build_denoiser
 from support.errors import UserError
 
 CPU = torch.device("cpu")
@@ -92,6 +94,20 @@ def test_another_network_lists_the_differences(tiny_config, tiny_checkpoint):
         checkpoint.load_denoiser(tiny_checkpoint, CPU, parse_config(values))
 
 
+@pytest.mark.parametrize(("drop", "refused"), [(0.1, True), (0.0, False)])
+def test_another_number_of_classes_is_refused_where_the_network_knows_them(
+    tiny_config, tmp_path, drop, refused
+):
+    config = parse_config({**tiny_config.model_dump(), "cond_drop_prob": drop})
+    path = save_model(config, 1, path=tmp_path / "a.pth")
+    other = parse_config({**config.model_dump(), "classes": 5})
+    if not refused:
+        checkpoint.load_denoiser(path, CPU, other)
+        return
+    with pytest.raises(UserError, match="classes: 5, not 10"):
+        checkpoint.load_denoiser(path, CPU, other)
+
+
 def test_training_settings_may_differ(tiny_config, tiny_checkpoint):
     values = {**tiny_config.model_dump(), "lrate": 0.5}
     model = checkpoint.load_denoiser(tiny_checkpoint, CPU, parse_config(values))
@@ -162,6 +178,27 @@ def test_fingerprint_follows_the_weights(tiny_checkpoint):
     state["ema"]["final.bias"] += 1
     checkpoint.save(tiny_checkpoint, state)
     assert checkpoint.load_denoiser(tiny_checkpoint, CPU).fingerprint() != before
+
+
+@pytest.mark.parametrize(("settings", "same"), [
+    ({}, True), ({"diffusion": {"time": "lognormal", "p_mean": -2.0}}, True),
+    ({"lrate": 1.0}, True), ({"network": {"dropout": 0.5}}, True),
+    ({"diffusion": {"schedule": "cosine"}}, False), ({"diffusion": {"n_T": 100}}, False),
+    ({"diffusion": {"objective": "v"}}, False),
+    ({"network": {"attn_channels_per_head": 8}}, False), ({"model_type": "EDM"}, False),
+])  # fmt: skip
+def test_fingerprint_follows_what_decides_the_outputs_of_given_weights(tiny_config, settings, same):
+    values = tiny_config.model_dump(exclude={"model_type", "diffusion"})
+    values = {key: value for key, value in values.items() if key not in settings} | {
+        key: {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in settings.items()
+    }
+    weights = build_denoiser(tiny_config).net.state_dict()
+    other = build_denoiser(parse_config(values))
+    other.net.load_state_dict(weights)
+    model = checkpoint.TrainedModel(other, parse_config(values), 1, Path())
+    assert (model.fingerprint() == checkpoint.fingerprint(weights)) == same
+    assert checkpoint.outputs_alike(tiny_config.model_dump(), model.config.model_dump()) == same
 
 
 # --- damage that a reader of the file alone would not notice

@@ -6,10 +6,6 @@ import checkpoint
 from config import Config
 from support.errors import UserError
 
-TRAINING_ONLY = {  # of checkpoint.MODEL_KEYS, what changes no output of given weights
-    "diffusion": ("time", "p_mean", "p_std", "weighting", "gamma"),
-    "network": ("dropout",),
-}
 GUIDES = ("self_condition", "self_condition_gate")  # of network: what they add begins at 0
 
 
@@ -25,12 +21,12 @@ def starting_weights(config: Config) -> dict[str, Tensor]:
     if model.input_scale:
         raise UserError(f"{model.path}: of another project, with pixels on another scale than ours")
     ours, inside = config.model_dump(mode="json"), model.config.model_dump(mode="json")
-    for section, names in TRAINING_ONLY.items():
+    for section, names in checkpoint.TRAINING_ONLY.items():
         if section == "network" and not inside[section].get("self_condition"):
             names += GUIDES
         both = [name for name in names if name in ours[section] and name in inside[section]]
         inside[section] |= {name: ours[section][name] for name in both}
-    other = set(Config.model_fields) - set(checkpoint.MODEL_KEYS)
     advice = "start_from needs weights of the same network and process"
-    checkpoint.refuse_other_config(model.path, {"config": inside}, config, other, advice)
+    free = checkpoint.may_differ(config)
+    checkpoint.refuse_other_config(model.path, {"config": inside}, config, free, advice)
     return model.denoiser.net.state_dict()

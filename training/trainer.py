@@ -51,7 +51,7 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch
     try:
         kind = getattr(torch.optim, config.optim)
         return kind(parameters, lr=config.lrate, fused=True, **config.optim_args)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # it checks as it goes
         raise UserError(f"optim_args: {error}") from None
 
 
@@ -110,6 +110,7 @@ class Trainer:
         self.window = Window(device)
         self.images_per_step = config.batch_size * config.accumulate
         mine = distributed.share_of_batch(config.batch_size)
+        self.images_per_forward = mine.stop - mine.start
         self.part = slice(mine.start * config.accumulate, mine.stop * config.accumulate)
         how = Batching(config.seed, shuffle=True, flip=config.flip, drop_last=True)
         self.batches = Batches(

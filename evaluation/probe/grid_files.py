@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from checkpoint import TrainedModel
+from checkpoint import TrainedModel, outputs_alike
 from evaluation.probe.cells import RESULT, Cell, CellResult
 from evaluation.probe.probe import PROTOCOLS
 from evaluation.tables import markdown_table, percent
@@ -95,8 +95,8 @@ def untrained_results(
 def _probed_alike(one: Mapping, other: Mapping) -> bool:
     """Whether the facts of two grids are of the same network, images and protocol."""
     keys = ("protocol", "dataset", "n_train", "n_test", "seed")
-    networks = [{**about["config"]["network"], "dropout": None} for about in (one, other)]
-    return networks[0] == networks[1] and all(one[key] == other[key] for key in keys)
+    same = all(one[key] == other[key] for key in keys)
+    return same and outputs_alike(one["config"], other["config"])
 
 
 def _same(result: CellResult) -> tuple:

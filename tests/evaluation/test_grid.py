@@ -198,3 +198,9 @@ def test_the_untrained_grid_in_the_folder_stands_beside_the_trained_one(probe, c
     assert "gain" not in capsys.readouterr().out
     probe("cached", "1", "out_1", "--epoch", "1", "--seed", "5")  # other noise
     assert "gain" not in capsys.readouterr().out
+    schedule = ("--set", "diffusion.schedule=cosine")  # the untrained network at other levels
+    probe("cached", *cells, "--baseline", "random", *schedule)
+    assert read_results(files[1]) != untrained
+    capsys.readouterr()
+    probe("cached", *cells, "--epoch", "1")
+    assert "gain" not in capsys.readouterr().out

@@ -12,6 +12,7 @@ from diffusers_folders import SIZE, diffusers, save_dit, save_unet
 
 import checkpoint
 import contrastive
+import export
 import fid
 import finetune
 import linear
@@ -138,6 +139,7 @@ def test_fine_tuning(folders, tmp_path):
     (linear, ["--dataset", "digits"], "no block 'out_2': there are block_1, block_2, block_3"),
     (linear, ["--dataset", "digits", "--set", "diffusion.n_T=10"], "diffusion.n_T: 10, not 40"),
     (sample, ["--input_scale", "tiny-ddae"], "--input_scale tiny-ddae"),
+    (export, [], "diffusers wrote it, and its folder is what can be shared"),
     (sample, ["--config", "config/DiT_XL_2_256.yaml"], "network.image_shape: (4, 32, 32), not"),
 ])  # fmt: skip
 def test_mistakes(folders, mistake, monkeypatch, job, options, words):

@@ -261,6 +261,22 @@ def test_dry_run_writes_nothing(tiny_yaml, capsys):
     assert not Path(load_config(tiny_yaml).save_dir).exists()
 
 
+def test_an_edm_that_ends_before_the_noise_covers_the_image_is_told_of_its_own_setting(caplog):
+    config = load_config("config/EDM_ddpm.yaml", ["diffusion.sigma_max=5"])
+    with caplog.at_level("WARNING"):
+        train.note_what_is_left(build_denoiser(config))
+    assert "raise diffusion.sigma_max" in caplog.text
+    assert "betas" not in caplog.text
+
+
+@pytest.mark.parametrize("optim_args", [
+    {"betas": [0.9]}, {"foreach": True}, {"momentum": 1}, {"eps": -1},
+])  # fmt: skip
+def test_arguments_that_the_optimizer_refuses_are_a_mistake(config, optim_args):
+    with pytest.raises(UserError, match="optim_args: "):
+        trainer(parse_config({**config.model_dump(), "optim_args": optim_args}))
+
+
 @pytest.mark.parametrize(("options", "noted"), [
     (("--timesteps", "100"), True), (("--timesteps", "1000"), False),
     (("--timesteps", "100", "--set", "diffusion.schedule=cosine"), False),
