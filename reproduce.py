@@ -43,6 +43,7 @@ from utils import log, pick_device, setup_logging
 
 LONG_SECONDS = 3600  # what is expected to take longer is announced
 MAY_BE_LEFT_OUT = ("fid",)  # needs weights that cannot always be had
+RESTS_ON = {"fid": "samples"}  # drawn again, or more of them, they are scored again
 STEP = {"command": list, "seconds": int | float, "left_out": str | None}
 RECORD = {"weights": str | None, "steps": {str: STEP}}  # of reproduce.json
 SHORTENED_BY = {
@@ -95,6 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         if steps.get(name, {}).get("command") == command and not steps[name]["left_out"]:
             log.info("%s: done before", name)
             continue
+        for later in [later for later, on in RESTS_ON.items() if on == name]:
+            steps.pop(later, None)
+        write_json(record_path, record)
         steps[name] = run(name, command)
         write_json(record_path, record)
     print(f"the report is {write_report(model, steps, args.protocol, samples)}")
@@ -230,7 +234,7 @@ def expected_seconds(
         "train": cost.hours * 3600,
         "grid": grid,
         "grid of an untrained network": grid,
-        "samples": args.n * cost.sampling_steps / forwards_per_s,
+        "samples": args.n * cost.evaluations_per_sample / forwards_per_s,
     }
 
 

@@ -70,8 +70,12 @@ def sampler_settings(
     sampler = sampler or denoiser.default_sampler
     row = SAMPLERS[sampler]
     low, high = denoiser.sigma_range
-    if sigma_max is not None and not low < sigma_max <= high:
-        raise UserError(f"--sigma_max {sigma_max:g}: give more than {low:.3g}, at most {high:.5g}")
+    if sigma_max is not None:
+        if not low < sigma_max <= high * (1 + 1e-4):  # as it is printed
+            raise UserError(
+                f"--sigma_max {sigma_max:g}: give more than {low:.3g}, at most {high:.5g}"
+            )
+        sigma_max = min(sigma_max, high)
     if steps is None:
         all_steps = last_timestep(denoiser, sigma_max or high)
         steps = denoiser.default_steps if row.steps is None else row.steps or all_steps
@@ -123,6 +127,11 @@ def noise_levels(denoiser: Denoiser, settings: SamplerSettings) -> list[float]:
         return SPACINGS[spacing](denoiser, settings.steps, sigma_max)
     except ValueError as error:
         raise UserError(f"--steps {settings.steps}, spacing {spacing}: {error}") from None
+
+
+def evaluations_of(sampler: str, steps: int) -> int:
+    """Of D, for an image: `per_step` in every step but the last, which takes one."""
+    return 1 + SAMPLERS[sampler].per_step * (steps - 1)
 
 
 def labels_of(

@@ -29,7 +29,15 @@ from evaluation.fid.frechet import (
 from evaluation.fid.inception import inception_features, load_inception, weights_fingerprint
 from model.denoiser import Denoiser
 from model.samplers import SAMPLERS
-from sampling import SamplerSettings, Watcher, labels_of, sample_in_batches, sampler_settings, solve
+from sampling import (
+    SamplerSettings,
+    Watcher,
+    evaluations_of,
+    labels_of,
+    sample_in_batches,
+    sampler_settings,
+    solve,
+)
 from support.files import load_array, save_array, short_hash
 from utils import ImageNoise, progress
 
@@ -42,11 +50,6 @@ CLOCKS = {"processor time": time.process_time, "wall time": time.perf_counter}
 def steps_within(sampler: str, evaluations: int) -> int:
     """The most steps that take no more evaluations of D, at least 1: see `evaluations_of`."""
     return 1 + (evaluations - 1) // SAMPLERS[sampler].per_step
-
-
-def evaluations_of(sampler: str, steps: int) -> int:
-    """`per_step` in every step but the last, which takes one."""
-    return 1 + SAMPLERS[sampler].per_step * (steps - 1)
 
 
 def settings_within(

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from sampling import evaluations_of, sampler_settings
+from training.recorded import WARM_UP
 from training.trainer import Trainer
 from utils import peak_memory_bytes
 
-STEPS = 5  # timed, after one to warm up
+STEPS = 5  # timed, after those that warm up
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Cost:
     total_steps: int
     hours: float  # of training, without test losses and samples
     probe_timesteps: int  # in the grid of the linear probe
-    sampling_steps: int  # per image, with the default sampler
+    evaluations_per_sample: int  # of D, with the default sampler
 
 
 def gflops_of(call: Callable[[], object]) -> float:
@@ -43,13 +45,15 @@ def measure_cost(trainer: Trainer) -> Cost:
     sigma = trainer.denoiser.training_sigma(torch.rand(1, device=device))
     with torch.no_grad():
         gflops = gflops_of(lambda: trainer.ema_denoiser(x0[:1], sigma))
-    trainer.train_step()
+    for _ in range(WARM_UP + 1 if trainer.recorded else 1):  # until it is recorded
+        trainer.train_step()
     float(trainer.window.sums["loss"])  # waits for the device
     started = time.monotonic()
     for _ in range(STEPS):
         trainer.train_step()
     float(trainer.window.sums["loss"])
     per_step = (time.monotonic() - started) / STEPS
+    sampler = sampler_settings(trainer.denoiser)
     return Cost(
         parameters=sum(p.numel() for p in trainer.denoiser.parameters()),
         gflops_forward=gflops,
@@ -58,5 +62,5 @@ def measure_cost(trainer: Trainer) -> Cost:
         total_steps=trainer.total_steps,
         hours=per_step * trainer.total_steps / 3600,
         probe_timesteps=len(trainer.denoiser.probe_timesteps),
-        sampling_steps=trainer.denoiser.default_steps,
+        evaluations_per_sample=evaluations_of(sampler.sampler, sampler.steps),
     )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,26 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
     assert (folder / "linear_grid_ep1_cached.json").stat().st_mtime_ns == grid
 
 
+def test_more_samples_are_scored_again(tiny_yaml, tiny_checkpoint, monkeypatch):
+    ran = []
+
+    def run(name, command, earlier=None):
+        ran.append(name)
+        return {"command": command, "seconds": 1.0, "left_out": None}
+
+    monkeypatch.setattr(reproduce, "run", run)
+    monkeypatch.setattr(reproduce, "announce_long_work", lambda *_: None)
+    monkeypatch.setattr(reproduce, "write_report", lambda *_: "report")
+    cell = SimpleNamespace(cell=SimpleNamespace(parts=((21, "out_2"),)))
+    monkeypatch.setattr(reproduce, "best_cell", lambda *_: (None, cell))
+    argv = ["--config", str(tiny_yaml), "--device", "cpu", "--n"]
+    for n, expected in (("8", 7), ("8", 1), ("9", 3)):
+        ran.clear()
+        assert reproduce.main([*argv, n]) == 0
+        assert len(ran) == expected
+    assert ran == ["train", "samples", "fid"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_goes_on_to_the_job_and_the_chain_ends_with_it(number):
     """The job sends it to the chain, and ends with a code of its own when it comes back."""
@@ -123,7 +144,7 @@ def test_a_damaged_record_is_named(tmp_path):
 
 def test_long_work_is_announced_with_what_shortens_it(tiny_yaml, monkeypatch):
     """At 10 images/s, 60 epochs of 50,000 images and the paper's grid take days."""
-    cost = Cost(1, 1.0, 1.0, 10.0, 1, 80.0, probe_timesteps=3, sampling_steps=100)
+    cost = Cost(1, 1.0, 1.0, 10.0, 1, 80.0, probe_timesteps=3, evaluations_per_sample=100)
     monkeypatch.setattr(reproduce, "measure", lambda *_: (cost, 60_000))
 
     class Inline:

@@ -282,6 +282,11 @@ def test_every_sampler_draws_images_that_depend_on_seed_and_index_alone(tiny_con
         assert not torch.equal(together, other_seed)
 
 
+def test_the_highest_noise_level_may_be_given_as_it_is_printed(process):
+    _, high = process.sigma_range
+    assert sampler_settings(process, sigma_max=float(f"{high:.5g}")).sigma_max <= high
+
+
 @pytest.mark.parametrize(("wrong", "message"), [
     ({"steps": 0}, "--steps 0"),
     ({"steps": 1001}, "there are 1000 timesteps"),
