@@ -77,12 +77,12 @@ def main(argv: list[str] | None = None) -> int:
     stem = results_folder(args, model.config) / f"tsne_ep{model.epoch}_t{t}_{block}"
     what = subject(test.name, model.config.model_type)
     title = f"t-SNE of {len(index):,} test images: {what}, {block}, t={t}, epoch {model.epoch}"
-    scatter(stem.with_suffix(".png"), points, test.labels[index], test.class_names, title)
+    scatter(Path(f"{stem}.png"), points, test.labels[index], test.class_names, title)
     arrays = {
         "points": points, "labels": test.labels[index], "index": index,
         "classes": test.class_names,
     }  # fmt: skip
-    save_array(stem.with_suffix(".npz"), arrays)
+    save_array(Path(f"{stem}.npz"), arrays)
     print(f"wrote {stem}.png and {stem}.npz")
     return 0
 

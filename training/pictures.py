@@ -53,11 +53,7 @@ def draw_losses(folder: Path, model: TrainedModel, lines: list[dict]) -> None:
     out; so is one of another program's log."""
     kinds = {kind: [line for line in lines if line["kind"] == kind] for kind in ("train", "test")}
     train = [line for line in kinds["train"] if has_form(line, TRAINED)]
-    test = {
-        line["step"]: line["loss"]
-        for line in kinds["test"]
-        if has_form(line, {"loss": int | float})
-    }
+    test = {line["step"]: line["loss"] for line in kinds["test"] if has_form(line, TESTED)}
     steps = [line["step"] for line in train]
     name = subject(model.config.dataset, model.config.model_type)
     until = f"up to epoch {model.epoch}"
@@ -65,6 +61,7 @@ def draw_losses(folder: Path, model: TrainedModel, lines: list[dict]) -> None:
     title = f"{name}: loss {until}"
     loss_curve(folder / "loss_curve.png", steps, raw, smoothed(raw), test, title)
     by_t = np.array([line["loss_by_t"] for line in train], dtype=float)  # None: NaN, not drawn
+    by_t = by_t.reshape(-1, BUCKETS)  # also without any line
     parts = dict(zip(bucket_names(model.denoiser), by_t.T, strict=True))
     title = f"{name}: training loss by noise level {until}"
     loss_by_bucket(folder / "loss_by_timestep_bucket.png", steps, parts, title)

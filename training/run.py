@@ -4,6 +4,7 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -194,11 +195,17 @@ class Run:
         log.info("epoch %d: test loss %.5f, samples in %s (%.0f s)", epoch, loss, folder, seconds)
 
     def _draw_samples(self, settings: SamplerSettings, trajectory: Trajectory) -> Tensor:
-        """(n_sample, C, H, W) uint8 on the CPU, drawn by all ranks together."""
+        """(n_sample, C, H, W) uint8 on the CPU, drawn by all ranks together, as many at a time as
+        are trained on. `trajectory` sees the first of them."""
         config = self.config
         mine = distributed.share(config.n_sample)
-        samples = sample(
-            self.trainer.ema_denoiser, settings, list(distributed.at_least_one(mine)), config.seed,
-            config.network.image_shape, self.trainer.use_amp, trajectory.watch,
-        )  # fmt: skip
+        indices, size = list(distributed.at_least_one(mine)), self.trainer.images_per_forward
+        samples = torch.cat([
+            sample(
+                self.trainer.ema_denoiser, settings, indices[i : i + size], config.seed,
+                config.network.image_shape, self.trainer.use_amp,
+                trajectory.watch if i == 0 else None,
+            )
+            for i in range(0, len(indices), size)
+        ])  # fmt: skip
         return distributed.gather_shares(samples[: len(mine)], config.n_sample).cpu()

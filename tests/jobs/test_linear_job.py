@@ -111,7 +111,10 @@ def test_knn_of_noise_levels_given_as_sigma(run, capsys):
     assert "at t=4, k=" in capsys.readouterr().out
     run(linear, "--protocol", "cached", "--sigmas", "0.03", "--blockname", "out_1")
     assert read(folder, "linear_out_1_sigma0.03_ep1_cached.json")["headline"]["sigma"] == 0.03
+    run(linear, "--grid", "--protocol", "knn", "--sigmas", "0.03", "--blocks", "out_1,out_2")
+    best = read(folder, "linear_grid_ep1_knn.json")["headline"]
     run(visualize_features, "--n", "20")  # the best cell of that grid
+    assert (folder / f"tsne_ep1_t{best['t']}_{best['block']}.png").exists()
 
 
 def test_seeds_of_a_grid(run, capsys):

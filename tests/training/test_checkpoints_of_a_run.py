@@ -9,7 +9,9 @@ from training_helpers import assert_same, break_loss, dataset, metric_lines, new
 import checkpoint
 from config import parse_config
 from datasets import Dataset
+from evaluation.samples.trajectories import Trajectory
 from model.DDPM import DDPM
+from sampling import sample, sampler_settings
 from support.errors import UserError
 from training.held_out_loss import held_out_loss
 from training.run import Run
@@ -85,6 +87,26 @@ def test_ruined_weights_replace_no_good_ones(config, step, ruined):
     assert all(weight.isfinite().all() for weight in state["net"].values())
     assert (run.kept.path.read_bytes() == good) == (step == 5)
     assert [path.name for path in run.ckpts.iterdir()] == ["latest.pth"]
+
+
+def test_samples_are_drawn_as_many_at_a_time_as_are_trained_on(config, monkeypatch):
+    monkeypatch.setattr(DDPM, "default_steps", 4)
+    drawn, whole = [], sample
+
+    def counting(denoiser, settings, indices, *more):
+        drawn.append(len(indices))
+        return whole(denoiser, settings, indices, *more)
+
+    monkeypatch.setattr("training.run.sample", counting)
+    run = new_run(parse_config({**config.model_dump(), "n_sample": 19}))
+    denoiser, trajectory = run.trainer.ema_denoiser, Trajectory(4)
+    settings = sampler_settings(denoiser)
+    images = run._draw_samples(settings, trajectory)
+    assert drawn == [8, 8, 3]
+    shape = config.network.image_shape
+    at_once = whole(denoiser, settings, list(range(19)), config.seed, shape)
+    assert (images.int() - at_once.int()).abs().max() <= 1
+    assert trajectory.table(images).shape[0] == 4
 
 
 @pytest.mark.parametrize("save_model", [True, False])

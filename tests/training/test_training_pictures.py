@@ -94,8 +94,9 @@ def test_a_log_that_can_no_longer_be_written_shows_no_traceback(tmp_path, monkey
 def test_a_log_of_another_program_draws_no_curve_and_stops_nothing(model, tmp_path):
     lines = [{"kind": "train", "step": 1}, {"kind": "test", "step": 1, "loss": "low"},
              {"kind": "train", "step": 2, "loss": 0.5, "loss_by_t": [0.5] * 10}]  # fmt: skip
-    pictures.draw_losses(tmp_path, model, lines)
-    assert len(list(tmp_path.glob("*.png"))) == 2
+    for left in (lines, []):
+        pictures.draw_losses(tmp_path / str(len(left)), model, left)
+        assert len(list((tmp_path / str(len(left))).glob("*.png"))) == 2
 
 
 @pytest.mark.parametrize(("process", "first", "last"), [
