@@ -234,7 +234,7 @@ def config_path(args: argparse.Namespace) -> Path:
 def pick_config(args: argparse.Namespace) -> Config:
     """The config that the command line names, or the one inside --ckpt."""
     if vars(args).get("ckpt") is not None:
-        return load_model(args, torch.device("cpu")).config
+        return _loaded(args, torch.device("cpu")).config
     return load_config(config_path(args), overrides_and_seed(args))
 
 
@@ -263,6 +263,10 @@ def load_dataset(
 
 def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:
     """The trained model that the command line names, by --ckpt or by --config and --epoch."""
+    return _compiled(_loaded(args, device), args, device)
+
+
+def _loaded(args: argparse.Namespace, device: torch.device) -> TrainedModel:
     if args.ckpt is None:
         config = pick_config(args)
         path = find(config.save_dir, args.epoch)
@@ -270,8 +274,7 @@ def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:
         named = args.config or args.dataset
         config = load_config(config_path(args), overrides_and_seed(args)) if named else None
         path = args.ckpt
-    model = load_denoiser(path, device, config, overrides_and_seed(args), args.input_scale)
-    return _compiled(model, args, device)
+    return load_denoiser(path, device, config, overrides_and_seed(args), args.input_scale)
 
 
 def load_untrained(args: argparse.Namespace, device: torch.device) -> TrainedModel:

@@ -62,7 +62,7 @@ class Diffusion(Section):
 class DDPMDiffusion(Diffusion):
     """DDPM (Ho et al. 2020): n_T noise levels, what the network predicts, and how errors weigh."""
 
-    n_T: Count = 1000
+    n_T: Count = Field(1000, ge=2)
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
     betas: tuple[float, float] = (1e-4, 0.02)  # of the linear ones: the first and the last
     objective: Literal["eps", "x0", "v"] = "eps"

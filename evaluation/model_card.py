@@ -175,9 +175,13 @@ def _limits(model: TrainedModel, released: dict) -> str:
         "Whether samples repeat training images was not tested here.",
         "It is an object of study, not for decisions about people.",
     ]
-    missing = released["config"]["n_epoch"] - released["epoch"] - 1
+    config = released["config"]
+    if n_step := config.get("n_step"):  # which overrules n_epoch
+        missing, unit = n_step - released.get("step", n_step), "optimizer steps"
+    else:
+        missing, unit = config["n_epoch"] - released["epoch"] - 1, "epochs"
     if missing > 0:
-        lines.insert(1, f"It was saved {missing} epochs before the end of its recipe.")
+        lines.insert(1, f"It was saved {missing:,} {unit} before the end of its recipe.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

@@ -109,7 +109,7 @@ def untrained_inception() -> nn.Module:
 def inception_features(
     model: nn.Module, images: np.ndarray, batch_size: int = 50, title: str = "Inception"
 ) -> np.ndarray:
-    """Features of the last pooling, (N, 2048) float32, in full precision.
+    """Features of the last pooling, (N, 2048) float32, without mixed precision.
 
     images: (N, C, H, W) uint8 with C 1 (grey, repeated to RGB) or 3; `title` labels the bar.
     Several processes divide the images among them; each gets the features of all.

@@ -129,3 +129,6 @@ def test_the_card_says_where_the_run_began_and_how_it_distilled(exported, tiny_c
     assert "| epochs | 2 |" in card
     assert "| distill.loss | infonce |" in card
     assert "| distill.weight | 0.25 |" in card
+    assert "before the end" not in card
+    save_model(parse_config({**tiny_config.model_dump(), **more, "n_step": 50}), 1)
+    assert "saved 6 optimizer steps before the end" in (exported()[0] / "README.md").read_text()
