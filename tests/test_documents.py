@@ -29,7 +29,7 @@ DOCUMENTS = sorted(
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`]+)`")
 SHELL_VARIABLE = re.compile(r'\b([A-Z])="([^"]*)"')  # a document's own, as in S="--sampler heun"
-LINK = re.compile(r"\]\((?P<target>[^)\s]+)(?: \"[^\"]*\")?\)")
+LINK = re.compile(r"(?:\]\(|<img src=\")(?P<target>[^)\"\s]+)")  # of a link or a picture
 FIGURE = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<file>[^)\s]+) \"(?P<where>[^\"]+)\"\)")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 CELL = re.compile(r"(?P<block>[\w+]+) at (?P<level>t|sigma) ?= ?(?P<value>[\d.+]+)")
@@ -160,8 +160,9 @@ def value_at(path: Path, where: str) -> float | dict:
     metrics.jsonl.
     """
     content = read(path)
-    if where == "images seen":
-        return content["n_train"] * (content["epoch"] + 1)
+    if where == "images seen":  # an epoch leaves out the batch that is not full
+        batch = content["config"]["batch_size"]
+        return content["n_train"] // batch * batch * (content["epoch"] + 1)
     if where.startswith("hours at batch "):
         return hours_of(content, int(where.split()[-1]))
     if cell := CELL.fullmatch(where):
