@@ -11,11 +11,10 @@ Beside them stands a checksum of all of it, checked when a file is read that has
 
 import contextlib
 import hashlib
-import json
 import pickle
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from config import Config, config_differences, parse_config
-from config.schema import DDPMDiffusion
+from config.identity import beside_weights, may_differ
 from model.denoiser import Denoiser
 from model.diffusers_checkpoints import config_of_pipeline, is_diffusers, read_pipeline
 from model.foreign_checkpoints import adopted, is_foreign
@@ -37,19 +36,6 @@ from support.checksum import checksum
 from support.errors import UserError
 from support.files import DAMAGED, has_form, replacing
 from utils import is_out_of_memory, seed_everything
-
-MODEL_KEYS = (
-    "model_type",
-    "net_type",
-    "diffusion",
-    "network",
-    "cond_drop_prob",
-)  # what decides the weights' meaning
-TRAINING_ONLY = {  # of these, what changes no output of given weights
-    "diffusion": ("time", "p_mean", "p_std", "weighting", "gamma", "augment_prob"),
-    "network": ("dropout",),
-}
-
 
 DATA = {  # of `evaluation.data_record`
     "dataset": str, "images": int, "shape": [int], "classes": [str], "labels": str, "pixels": str,
@@ -85,32 +71,6 @@ class TrainedModel:
     def fingerprint_with(self, weights: dict[str, Tensor]) -> str:
         """That of the same model with these weights."""
         return fingerprint(weights, (self.input_scale or "") + beside_weights(self.config))
-
-
-def beside_weights(config: Config) -> str:
-    """What decides the outputs of given weights, as text: "" for the default process."""
-    facts = {
-        "model_type": config.model_type,
-        "heads": config.network.model_dump().get("attn_channels_per_head"),
-        **config.diffusion.model_dump(mode="json", exclude=set(TRAINING_ONLY["diffusion"])),
-    }
-    usual = {"model_type": "DDPM", "heads": None, **DDPMDiffusion().model_dump(mode="json")}
-    others = {key: value for key, value in facts.items() if usual.get(key) != value}
-    return json.dumps(others, sort_keys=True) if others else ""
-
-
-def outputs_alike(one: Mapping, other: Mapping) -> bool:
-    """Whether two configs, as dicts, give the same outputs with the same weights."""
-
-    def facts(config: Mapping) -> list:
-        parts = [config.get(key) for key in ("model_type", "net_type", *TRAINING_ONLY)]
-        names = {name for names in TRAINING_ONLY.values() for name in names}
-        return [
-            {k: v for k, v in part.items() if k not in names} if isinstance(part, Mapping) else part
-            for part in parts
-        ]
-
-    return facts(one) == facts(other)
 
 
 def fingerprint(weights: dict[str, Tensor], beside: str = "") -> str:
@@ -267,15 +227,6 @@ def saved_epochs(save_dir: str | Path) -> list[int]:
     paths = (Path(save_dir) / "ckpts").glob("model_*.pth")
     matches = (re.fullmatch(r"model_(\d+)\.pth", path.name) for path in paths)
     return sorted(int(match[1]) for match in matches if match)
-
-
-def may_differ(config: Config) -> set[str]:
-    """The top-level keys that may differ between a checkpoint and a config for the same network.
-
-    With labels, the number of classes is that of the rows of an embedding.
-    """
-    decides = {*MODEL_KEYS, "classes"} if config.cond_drop_prob else set(MODEL_KEYS)
-    return set(Config.model_fields) - decides
 
 
 def refuse_other_config(

@@ -10,6 +10,7 @@ import torch
 import checkpoint
 from cli import job, job_parser, load_dataset, pick_config
 from config import Config
+from config.identity import may_differ
 from evaluation.data_record import refuse_other_data
 from model.DDPM import alpha
 from model.denoiser import Denoiser
@@ -120,7 +121,7 @@ def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
         start = checkpoint.find(config.save_dir, config.load_epoch)
         state = checkpoint.load(start)
         checkpoint.refuse_other_config(
-            start, state, config, checkpoint.may_differ(config), "it cannot start this network"
+            start, state, config, may_differ(config), "it cannot start this network"
         )
         refuse_other_data(start, state.get("data"), run.trainer.data, allowed=True)
         with checkpoint.taking_over(start, checkpoint.BEGIN_AGAIN):

@@ -14,6 +14,7 @@ from conftest import ROOT, save_model
 
 import checkpoint
 from config import parse_config
+from config.identity import outputs_alike
 from model.models import build_denoiser
 from support.errors import UserError
 
@@ -198,7 +199,7 @@ def test_fingerprint_follows_what_decides_the_outputs_of_given_weights(tiny_conf
     other.net.load_state_dict(weights)
     model = checkpoint.TrainedModel(other, parse_config(values), 1, Path())
     assert (model.fingerprint() == checkpoint.fingerprint(weights)) == same
-    assert checkpoint.outputs_alike(tiny_config.model_dump(), model.config.model_dump()) == same
+    assert outputs_alike(tiny_config.model_dump(), model.config.model_dump()) == same
 
 
 # --- damage that a reader of the file alone would not notice

@@ -4,6 +4,7 @@ from torch import Tensor
 
 import checkpoint
 from config import Config
+from config.identity import TRAINING_ONLY, may_differ
 from support.errors import UserError
 
 GUIDES = ("self_condition", "self_condition_gate")  # of network: what they add begins at 0
@@ -21,12 +22,12 @@ def starting_weights(config: Config) -> dict[str, Tensor]:
     if model.input_scale:
         raise UserError(f"{model.path}: of another project, with pixels on another scale than ours")
     ours, inside = config.model_dump(mode="json"), model.config.model_dump(mode="json")
-    for section, names in checkpoint.TRAINING_ONLY.items():
+    for section, names in TRAINING_ONLY.items():
         if section == "network" and not inside[section].get("self_condition"):
             names += GUIDES
         both = [name for name in names if name in ours[section] and name in inside[section]]
         inside[section] |= {name: ours[section][name] for name in both}
     advice = "start_from needs weights of the same network and process"
-    free = checkpoint.may_differ(config)
+    free = may_differ(config)
     checkpoint.refuse_other_config(model.path, {"config": inside}, config, free, advice)
     return model.denoiser.net.state_dict()

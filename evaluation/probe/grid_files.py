@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from checkpoint import TrainedModel, outputs_alike
+from checkpoint import TrainedModel
+from config.identity import outputs_alike
 from evaluation.probe.cells import RESULT, Cell, CellResult
 from evaluation.probe.probe import PROTOCOLS
 from evaluation.tables import markdown_table, percent

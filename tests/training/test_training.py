@@ -18,7 +18,6 @@ from training_helpers import assert_same, metric_lines, new_run, state_of, train
 import checkpoint
 import train
 from config import load_config, parse_config
-from model.models import build_denoiser
 from support.errors import UserError
 from training.run import Run
 from training.trainer import learning_rate
@@ -259,34 +258,6 @@ def test_dry_run_writes_nothing(tiny_yaml, capsys):
     for word in ("parameters", "GFLOPs", "memory", "images/s", "time expected"):
         assert word in printed
     assert not Path(load_config(tiny_yaml).save_dir).exists()
-
-
-def test_an_edm_that_ends_before_the_noise_covers_the_image_is_told_of_its_own_setting(caplog):
-    config = load_config("config/EDM_ddpm.yaml", ["diffusion.sigma_max=5"])
-    with caplog.at_level("WARNING"):
-        train.note_what_is_left(build_denoiser(config))
-    assert "raise diffusion.sigma_max" in caplog.text
-    assert "betas" not in caplog.text
-
-
-@pytest.mark.parametrize("optim_args", [
-    {"betas": [0.9]}, {"foreach": True}, {"momentum": 1}, {"eps": -1},
-])  # fmt: skip
-def test_arguments_that_the_optimizer_refuses_are_a_mistake(config, optim_args):
-    with pytest.raises(UserError, match="optim_args: "):
-        trainer(parse_config({**config.model_dump(), "optim_args": optim_args}))
-
-
-@pytest.mark.parametrize(("options", "noted"), [
-    (("--timesteps", "100"), True), (("--timesteps", "1000"), False),
-    (("--timesteps", "100", "--set", "diffusion.schedule=cosine"), False),
-    (("--timesteps", "100", "--set", "diffusion.betas=[1e-3,0.2]"), False),
-])  # fmt: skip
-def test_a_schedule_that_ends_before_the_noise_covers_the_image_is_noted(options, noted, caplog):
-    config = load_config("config/digits.yaml", train.parse_args(list(options)).overrides)
-    with caplog.at_level("WARNING"):
-        train.note_what_is_left(build_denoiser(config))
-    assert ("leaves 36 % of the image's variance" in caplog.text) == noted
 
 
 def test_epochs_are_refused_where_steps_end_the_run(tiny_yaml, capsys):

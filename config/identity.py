@@ -1,0 +1,55 @@
+"""What of a config decides a model: the meaning of its weights, and its outputs beside them."""
+
+import json
+from collections.abc import Mapping
+
+from config.schema import PROCESSES, Config
+
+MODEL_KEYS = (
+    "model_type",
+    "net_type",
+    "diffusion",
+    "network",
+    "cond_drop_prob",
+)  # what decides the weights' meaning
+TRAINING_ONLY = {  # of these, what changes no output of given weights
+    "diffusion": ("time", "p_mean", "p_std", "weighting", "gamma", "augment_prob"),
+    "network": ("dropout",),
+}
+
+
+def may_differ(config: Config) -> set[str]:
+    """The top-level keys that may differ between a checkpoint and a config for the same network.
+
+    With labels, the number of classes is that of the rows of an embedding.
+    """
+    decides = {*MODEL_KEYS, "classes"} if config.cond_drop_prob else set(MODEL_KEYS)
+    return set(Config.model_fields) - decides
+
+
+def beside_weights(config: Config) -> str:
+    """What decides the outputs of given weights, as text: "" for the default process."""
+    usual = _beside(next(iter(PROCESSES.values()))())
+    others = {key: value for key, value in _beside(config).items() if usual.get(key) != value}
+    return json.dumps(others, sort_keys=True) if others else ""
+
+
+def _beside(config: Config) -> dict:
+    return {
+        "model_type": config.model_type,
+        "heads": config.network.model_dump().get("attn_channels_per_head"),  # which has no weights
+        **config.diffusion.model_dump(mode="json", exclude=set(TRAINING_ONLY["diffusion"])),
+    }
+
+
+def outputs_alike(one: Mapping, other: Mapping) -> bool:
+    """Whether two configs, as dicts, are of the same network and process, up to training."""
+
+    def facts(config: Mapping) -> list:
+        sections = [
+            {k: v for k, v in config.get(section, {}).items() if k not in names}
+            for section, names in TRAINING_ONLY.items()
+        ]
+        return [config.get("model_type"), config.get("net_type"), *sections]
+
+    return facts(one) == facts(other)
