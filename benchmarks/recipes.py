@@ -106,7 +106,15 @@ RECIPES = {
     "regression": Recipe(
         ("distill.loss=regression", "distill.block=out_5"), "agrees without negatives"
     ),
+    "regression, less": Recipe(
+        ("distill.loss=regression", "distill.block=out_5", "distill.weight=0.02"),
+        "the same, and denoising weighs more",
+    ),
     "dispersive": Recipe(("distill.loss=dispersive", "distill.block=out_5"), "spreads features"),
+    "dispersive, less": Recipe(
+        ("distill.loss=dispersive", "distill.block=out_5", "distill.weight=0.02"),
+        "the same, and denoising weighs more",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Files of our own: written so that a kill leaves the old one or the new one, and read with care.
 
 What is read back may be damaged, or of something else. `read_json` answers that with a UserError;
-`load_array` and `load_json`, for what can be made anew, with a note and None.
+`load_array` and `load_json`, for what a job can do without, with a note and None.
 """
 
 import contextlib
@@ -174,7 +174,7 @@ def load_array(
     """What `save_array` kept at `path`: an array, memory-mapped and read-only, or {name: array}.
 
     None where nothing is; None too, with a note, where the file is damaged or `fits`, of what it
-    holds, is false: it is of another time, or of other settings, and is to be made anew.
+    holds, is false: it is of another time, or of other settings.
     """
     try:
         found = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
@@ -186,11 +186,11 @@ def load_array(
         return None
     except DAMAGED:
         whole = False
-    return found if whole else _to_be_made_anew(path)
+    return found if whole else _left_aside(path)
 
 
-def _to_be_made_anew(path: str | Path) -> None:
-    log.warning("%s is damaged, or of something else, and is made anew", path)
+def _left_aside(path: str | Path) -> None:
+    log.warning("%s is damaged, or of something else, and is left aside", path)
 
 
 # --- JSON
@@ -219,14 +219,14 @@ def read_json(
 
 
 def load_json(path: str | Path, form: object = dict) -> dict | None:
-    """Like `read_json` for what can be made anew: None where nothing is, and, with a note, where
-    it is damaged or not of `form`."""
+    """Like `read_json` for what a job can do without: None where nothing is, and, with a note,
+    where it is damaged or not of `form`."""
     if not os.path.lexists(path):
         return None
     try:
         return read_json(path, form)
     except UserError:
-        return _to_be_made_anew(path)
+        return _left_aside(path)
 
 
 def has_form(values: object, form: object) -> bool:

@@ -185,7 +185,7 @@ def test_a_kept_array_that_does_not_fit_its_note_is_made_anew(tree, messages, ch
     else:
         note.write_text('{"bad": {"2": "gone"}}' if change == "bad" else '["bad"]')
     assert np.array_equal(read_dataset(FOLDER, tree, "train").images, first)
-    assert "is damaged, or of something else, and is made anew" in messages[0]
+    assert "is damaged, or of something else, and is left aside" in messages[0]
 
 
 # --- folders, names, shapes and classes that do not fit
