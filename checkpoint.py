@@ -44,7 +44,7 @@ PARTS = {  # of a checkpoint, and their types, or forms: see `has_form`
     "config": dict, "net": dict, "ema": dict, "epoch": int, "step": int, "metrics": dict,
     "versions": {str: str}, "resume": dict, "data": DATA,
 }  # fmt: skip
-RESUME = {"optimizer": dict, "scaler": dict, "ema_step": int, "window": dict, "use_amp": bool}
+RESUME = {"optimizer": dict, "scaler": dict, "window": dict, "use_amp": bool}
 ABOUT = ("config", "step", "metrics", "versions", "data")
 CHECKSUM = "checksum"  # beside the parts
 FIT_ANEW = "delete it to fit from the start"
@@ -124,7 +124,10 @@ def load(path: Path) -> dict:
 
 def load_latest(path: Path) -> dict:
     """`load` of a latest.pth. Raises UserError also if it lacks what training needs to go on."""
-    state = load(path)
+    try:
+        state = load(path)
+    except UserError as error:
+        raise UserError(f"{error}: {BEGIN_AGAIN}") from None
     resume = state.get("resume", {})
     for name, kind in RESUME.items():
         if not isinstance(resume.get(name), kind):

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     train += ["--compile"] if args.compile else []
     steps["train"] = run("train", train, steps.get("train"))
     write_json(record_path, record)
-    model = checkpoint.load_denoiser(checkpoint.find(config.save_dir))
+    model = checkpoint.load_denoiser(checkpoint.find(config.save_dir), config=config)
     if record["weights"] != model.fingerprint():  # later steps of another training do not count
         record = {"weights": model.fingerprint(), "steps": {"train": steps["train"]}}
         steps = record["steps"]

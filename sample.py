@@ -130,12 +130,14 @@ def interpolate(
     config, device = model.config, next(model.denoiser.parameters()).device
     ends = ImageNoise(config.seed, args.interpolate, config.network.image_shape, device).draw()
     noise = slerp(*ends, torch.linspace(0, 1, args.interp_steps, device=device))
-    y = labels_of(model.denoiser, settings, args.interpolate[:1] * args.interp_steps)
-    x0 = solve(model.denoiser, settings, lambda: noise, y, args.use_amp)
-    images = to_uint8(model.denoiser.decode(x0))
+    images = []
+    for part in noise.split(args.batch_size):
+        y = labels_of(model.denoiser, settings, args.interpolate[:1] * len(part))
+        x0 = solve(model.denoiser, settings, lambda part=part: part, y, args.use_amp)
+        images.append(to_uint8(model.denoiser.decode(x0)).cpu())
     path = folder / "interpolation_{}_{}.png".format(*args.interpolate)
     if distributed.is_main():
-        save_image_grid(path, images.cpu(), args.interp_steps)
+        save_image_grid(path, torch.cat(images), args.interp_steps)
     print(f"wrote {path}")
 
 

@@ -125,14 +125,23 @@ def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
         )
         refuse_other_data(start, state.get("data"), run.trainer.data, allowed=True)
         with checkpoint.taking_over(start, checkpoint.BEGIN_AGAIN):
-            run.trainer.start_from(state)
+            run.trainer.start_from({**state, "step": first_step(state, run.trainer)})
         log.info("starting from the weights of %s, with a new optimizer", start)
     elif config.start_from is not None:
         run.trainer.begin_with(starting_weights(config))
         log.info("beginning with the weights of %s", config.start_from)
     distributed.barrier()  # every rank has read what is there
-    if restart and distributed.is_main():
-        retire(latest.parent)
+    if (restart or config.load_epoch >= 0) and distributed.is_main():
+        retire(latest.parent, config.load_epoch)
+
+
+def first_step(state: dict, trainer: Trainer) -> int:
+    """The step that follows the one of `state`; if a step takes more or fewer images now, the
+    first of the next epoch."""
+    images = state["config"]["batch_size"] * state["config"]["accumulate"]
+    if images == trainer.images_per_step:
+        return state["step"]
+    return (state["epoch"] + 1) * trainer.batches.steps_per_epoch
 
 
 def may_change(config: Config) -> tuple[set[str], str]:
@@ -145,13 +154,18 @@ def may_change(config: Config) -> tuple[set[str], str]:
     return FREE_KEYS - {"n_step", length}, f"{decides}: {advice}"
 
 
-def retire(folder: Path) -> None:
-    """Moves the checkpoints of an earlier run aside, so that none is taken for the new run's."""
-    if folder.exists():
+def retire(folder: Path, epoch: int) -> None:
+    """Moves the checkpoints of an earlier run aside, so that none is taken for the new run's: all
+    (-1), or those after this `epoch`, which the new run begins with."""
+    earlier = {f"model_{e}.pth" for e in checkpoint.saved_epochs(folder.parent) if e <= epoch}
+    others = [path for path in sorted(folder.glob("*.pth")) if path.name not in earlier]
+    if others:
         numbers = itertools.count(1)
         free = next(p for n in numbers if not (p := folder.with_name(f"ckpts_before_{n}")).exists())
-        folder.rename(free)
-        log.info("the earlier checkpoints are now in %s", free)
+        free.mkdir()
+        for path in others:
+            path.rename(free / path.name)
+        log.info("%d earlier checkpoints are now in %s", len(others), free)
 
 
 def print_cost(trainer: Trainer) -> None:

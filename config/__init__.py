@@ -21,7 +21,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, and a key stands once in its section."""
+    """YAML with the numbers of NUMBERS alone, and in which a key stands once in its section."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -35,11 +35,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # YAML 1.1, which PyYAML reads, wants 1.0e-4
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+|\d+\.\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+# By YAML 1.1, which PyYAML reads, 1e-4 is text, and 0123, 1_000, 12:30 and 2024-06-01 are not.
+NUMBERS = {
+    "int": r"[-+]?(0|[1-9]\d*)$",
+    "float": r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$",
+}
+_OTHERS = {f"tag:yaml.org,2002:{kind}" for kind in (*NUMBERS, "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in rows if tag not in _OTHERS]
+    for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _form in NUMBERS.items():
+    _tag = f"tag:yaml.org,2002:{_kind}"
+    _Loader.add_implicit_resolver(_tag, re.compile(_form), list("-+.0123456789"))
 
 
 def _read_yaml(text: str, where: str) -> object:
@@ -48,7 +56,7 @@ def _read_yaml(text: str, where: str) -> object:
         values = yaml.load(text, _Loader)
         if _size(values, {}) > MOST_VALUES:
             raise yaml.YAMLError(f"its aliases make more than {MOST_VALUES:,} values of it")
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: the 99th of a month
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of too many digits
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None

@@ -14,7 +14,7 @@ MODEL_KEYS = (
 )  # what decides the weights' meaning
 TRAINING_ONLY = {  # of these, what changes no output of given weights
     "diffusion": ("time", "p_mean", "p_std", "weighting", "gamma", "augment_prob"),
-    "network": ("dropout",),
+    "network": ("dropout", "zero_init"),
 }
 
 

@@ -31,7 +31,8 @@ Count = Annotated[PositiveInt, Field(le=1_000_000)]
 
 
 class Section(BaseModel):
-    """A section of the YAML: it refuses an unknown key, a yes for a number, and infinity."""
+    """A section of the YAML: it refuses an unknown key, a yes for a number, 1e3 for a name, and
+    infinity."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(),
@@ -40,17 +41,20 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python takes True for 1; somebody who writes `n_epoch: yes` does not mean 1."""
+    def _is_what_was_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes True for 1; somebody who writes `n_epoch: yes` does not mean 1. Nor is
+        1000.0 the name that somebody meant who writes `save_dir: 1e3`."""
         parts = value if isinstance(value, list | tuple) else [value]
         annotation = cls.model_fields[info.field_name].annotation
-        if any(isinstance(part, bool) for part in parts) and not _takes_bool(annotation):
+        if any(isinstance(part, bool) for part in parts) and not _takes(bool, annotation):
             raise ValueError(f"expected a value, found {value} (YAML reads yes and no so)")
+        if isinstance(value, float) and _takes(str, annotation) and not _takes(float, annotation):
+            raise ValueError(f"expected a name, found the number {value}: put it in quotes")
         return value
 
 
-def _takes_bool(annotation: Any) -> bool:
-    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))
+def _takes(kind: type, annotation: Any) -> bool:
+    return annotation in (kind, Any) or any(_takes(kind, part) for part in get_args(annotation))
 
 
 class Diffusion(Section):
@@ -68,7 +72,7 @@ class DDPMDiffusion(Diffusion):
     objective: Literal["eps", "x0", "v"] = "eps"
     weighting: Literal["simple", "min_snr"] = "simple"
     gamma: PositiveFloat = 5.0  # of min_snr
-    # what noise is trained: t uniform in 1 .. n_T or in all between, or sigma log-normal as in EDM
+    # what noise is trained: t uniform in 1 .. n_T or in (0, n_T), or sigma log-normal as in EDM
     time: Literal["discrete", "continuous", "lognormal"] = "discrete"
     p_mean: float = -1.2  # of ln(sigma) in training, where time is lognormal
     p_std: PositiveFloat = 1.2

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from config.schema import DDPMDiffusion
 from model.denoiser import ALMOST_0, Denoiser, lognormal
+from support.errors import UserError
 
 MAX_BETA = 0.999  # of the cosine schedule, whose last abar would be 0
 
@@ -84,10 +85,18 @@ class DDPM(Denoiser):
         super().__init__(net)
         self.n_T = diffusion.n_T
         self.default_steps = min(self.default_steps, self.n_T)  # spacing by timesteps takes no more
+        self.probe_timesteps = tuple(t for t in self.probe_timesteps if t <= self.n_T)
         self.diffusion = diffusion
         self._c_skip, self._c_out = OBJECTIVES[diffusion.objective]
         abar = SCHEDULES[diffusion.schedule](diffusion)
-        sigmas = torch.tensor(np.sqrt((1 - abar) / abar), dtype=torch.float32)
+        with np.errstate(divide="ignore"):
+            sigmas = np.sqrt((1 - abar) / abar)
+        if not sigmas[-1] ** 2 <= np.finfo(np.float32).max:
+            raise UserError(
+                f"diffusion: with n_T {self.n_T} and these betas the last noise level is too large "
+                f"to compute with ({sigmas[-1]:.3g}): lower n_T or betas"
+            )
+        sigmas = torch.tensor(sigmas, dtype=torch.float32)
         self.register_buffer("sigmas", sigmas, persistent=False)
 
     def sigma(self, t: Tensor) -> Tensor:

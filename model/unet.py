@@ -115,7 +115,7 @@ class UNet(nn.Module):
             name = next(names)
             if blocks is not None and name in blocks:
                 features[name] = h.mean(dim=(2, 3), dtype=torch.float32)
-                if len(features) == len(blocks) and not with_output:
+                if len(features) == len(set(blocks)) and not with_output:
                     return features
             if name == self.self_condition:
                 emb = self.conditioning(h, emb)

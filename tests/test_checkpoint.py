@@ -270,6 +270,9 @@ def test_training_does_not_go_on_from_what_is_no_latest(tiny_checkpoint):
     checkpoint.save(tiny_checkpoint, state)
     with pytest.raises(UserError, match="holds no scaler"):
         checkpoint.load_latest(tiny_checkpoint)
+    tiny_checkpoint.write_bytes(tiny_checkpoint.read_bytes()[:99])
+    with pytest.raises(UserError, match=r"damaged or truncated .*--restart"):
+        checkpoint.load_latest(tiny_checkpoint)
 
 
 def test_what_an_old_config_leaves_out_is_there_when_it_is_read(tiny_config, tiny_checkpoint):

@@ -43,10 +43,11 @@ class Transforms:
         )
 
 
-def draw_transforms(n: int, prob: float, draw: torch.Generator) -> Transforms:
+def draw_transforms(n: int, prob: float, draw: torch.Generator, flip: bool = True) -> Transforms:
     """Transforms of n images, on the device of `draw`, which always moves on by as many numbers.
 
-    A horizontal flip has probability 1/2, a vertical one prob / 2, each other part `prob`. An axis
+    A horizontal flip has probability 1/2, or 0 without `flip`, a vertical one prob / 2, each other
+    part `prob`. An axis
     is a line, so half a turn covers all, and the labels tell a stretch along one axis from a
     squeeze along the opposite.
     """
@@ -55,7 +56,7 @@ def draw_transforms(n: int, prob: float, draw: torch.Generator) -> Transforms:
     u = torch.rand(5, n, **options)
     a = torch.randn(4, n, **options)
     return Transforms(
-        x_flip=(u[0] < 0.5).float(),
+        x_flip=((u[0] < 0.5) & flip).float(),
         y_flip=((u[1] < 0.5) & on[0]).float(),
         scale=a[0] * on[1],
         angle=(2 * u[2] - 1) * math.pi * on[2],
@@ -104,17 +105,19 @@ def augment(
     draw: torch.Generator,
     batch_size: int | None = None,
     share: slice = slice(None),
+    flip: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """x0: (N, C, H, W) float32 -> augmented images and their labels (N, LABELS), on x0's device.
 
     `draw` is of that device. What is done depends on it and on the place in the batch alone; of
     several processes, each gives its `share` of a global batch of `batch_size` images. At prob 0
     nothing happens, not even the horizontal flip. Images that are only flipped keep their values;
-    resampling may leave [-1, 1] a little, as band-limited images do at sharp edges.
+    resampling may leave [-1, 1] a little, as band-limited images do at sharp edges. Without `flip`
+    none is mirrored.
     """
     if not prob:
         return x0, x0.new_zeros(len(x0), LABELS)
-    transforms = draw_transforms(batch_size or len(x0), prob, draw).rows(share)
+    transforms = draw_transforms(batch_size or len(x0), prob, draw, flip).rows(share)
     return transform(x0, transforms), labels(transforms)
 
 

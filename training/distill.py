@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
-from config.schema import AUGMENT_LABELS, Distill
+from config.schema import Distill
 from datasets import Batches, Batching, Dataset, crop_padding
 from model.denoiser import Denoiser
 from support import distributed
@@ -142,7 +142,7 @@ class Distillation:
         self.teacher, self.use_amp = teacher, use_amp
         self.device = device = next(teacher.parameters()).device
         self.seen_by_teacher = teacher.features
-        if compiles:
+        if compiles and self.row.has_teacher:
             self.seen_by_teacher = compiled(teacher.features, device)
         self.timesteps = self._checked_timesteps()
         self.projector, channels = nn.Identity(), self._channels()
@@ -198,12 +198,16 @@ class Distillation:
             x0 = jitter_color(x0, settings.teacher_color, draw, n, self.part)
         told = None
         if settings.teacher_augment:
-            x0, labels = augment(x0, settings.teacher_augment, draw, n, self.part)
-            told = labels if self.config.network.augment_dim == AUGMENT_LABELS else None
+            x0, labels = augment(
+                x0, settings.teacher_augment, draw, n, self.part, flip=self.config.flip
+            )
+            told = (
+                labels if self.config.diffusion.augment_prob else None
+            )  # else no label was learned
         low, high = self.timesteps
         t = torch.minimum(low + (high - low) * u, self.teacher.t(sigma))
         features = []
-        for batch in _slices(len(x0), self.config.accumulate):
+        for batch in batches_of(len(x0), self.config.accumulate):
             labels = None if told is None else told[batch]
             with autocast(self.device, self.use_amp):
                 features.append(self._features(x0[batch], t[batch], noise[batch], labels))
@@ -262,7 +266,7 @@ class Distillation:
         self.sums = state["sums"].to(self.device)
 
 
-def _slices(n: int, parts: int) -> list[slice]:
-    """0 .. n - 1 in equal parts."""
-    each = n // parts
+def batches_of(n: int, accumulate: int) -> list[slice]:
+    """The n images of an optimizer step in `accumulate` batches of equal size."""
+    each = n // accumulate
     return [slice(start, start + each) for start in range(0, n, each)]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from support import distributed
 from support.errors import UserError
 from support.files import has_form
 from training.augmentation import augment
-from training.distill import Distillation
+from training.distill import Distillation, batches_of
 from training.loss_sums import Window
 from training.recorded import Recorded
 from utils import amp_dtype, autocast, compiled, generator, log, seed_everything
@@ -50,7 +51,13 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch
     """The config's optimizer, fused: one kernel, and it can skip a step without asking the host."""
     try:
         kind = getattr(torch.optim, config.optim)
-        return kind(parameters, lr=config.lrate, fused=True, **config.optim_args)
+        optimizer = kind(parameters, lr=config.lrate, fused=True, **config.optim_args)
+        for name, value in config.optim_args.items():  # which it checks at the first step
+            if isinstance(signature(kind).parameters[name].default, bool) != (
+                value in (True, False)
+            ):
+                raise TypeError(f"{name}: found {value!r}")
+        return optimizer
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # it checks as it goes
         raise UserError(f"optim_args: {error}") from None
 
@@ -205,10 +212,8 @@ class Trainer:
     ) -> Tensor:
         """Leaves the gradient of the mean loss of all ranks' images, computed in `accumulate`
         batches. Returns the denoising losses of this rank's images, (N,)."""
-        n = len(x0) // self.config.accumulate
         losses = []
-        for start in range(0, len(x0), n):
-            batch = slice(start, start + n)
+        for batch in batches_of(len(x0), self.config.accumulate):
             given = {name: value[batch] for name, value in conditions.items()}
             with autocast(self.device, self.use_amp):
                 found = self.loss(x0[batch], sigma[batch], noise[batch], **given)
@@ -217,7 +222,8 @@ class Trainer:
             if self.distill:
                 loss = loss + self.distill.loss(z, batch, keys)
             self.scaler.scale(loss / self.config.accumulate).backward()
-            losses.append(per_image.detach())
+            loss = loss.detach()  # that of the features is not finite where those of images may be
+            losses.append(torch.where(loss.isfinite(), per_image.detach(), loss))
         return torch.cat(losses)
 
     def _draw_images(self) -> dict[str, Tensor]:
@@ -267,7 +273,6 @@ class Trainer:
         resume = {
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
-            "ema_step": int(self.ema.step),
             "window": self.window.sums,
             "use_amp": self.use_amp,
         }
@@ -285,7 +290,6 @@ class Trainer:
                 if torch.is_tensor(moment) and moment.ndim and moment.shape != parameter.shape:
                     raise ValueError(f"the optimizer's {name} is {list(moment.shape)}")
         self.scaler.load_state_dict(resume["scaler"])
-        self.ema.step.fill_(resume["ema_step"])
         self.window.load(resume["window"])
         if self.distill:
             self.distill.load_state_dict(resume["distill"])

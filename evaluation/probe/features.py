@@ -93,7 +93,7 @@ def network_source(denoiser: Denoiser, fingerprint: str, use_amp: bool) -> Featu
         features,
         denoiser.block_names,
         timesteps=range(1, denoiser.n_T + 1),
-        default_timesteps=tuple(t for t in denoiser.probe_timesteps if t <= denoiser.n_T),
+        default_timesteps=denoiser.probe_timesteps,
         fingerprint=f"{fingerprint}-{str(precision).removeprefix('torch.')}",
         denoiser=denoiser,
     )

@@ -72,18 +72,38 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
     assert (folder / "linear_grid_ep1_cached.json").stat().st_mtime_ns == grid
 
 
-def test_more_samples_are_scored_again(tiny_yaml, tiny_checkpoint, monkeypatch):
-    ran = []
+@pytest.fixture
+def stubbed(monkeypatch):
+    """The chain with jobs that do nothing: the names of those that ran, and the folder of the
+    report."""
+    ran, reported = [], []
 
     def run(name, command, earlier=None):
         ran.append(name)
         return {"command": command, "seconds": 1.0, "left_out": None}
 
+    def write_report(model, *_):
+        reported.append(model.config.save_dir)
+        return "report"
+
     monkeypatch.setattr(reproduce, "run", run)
     monkeypatch.setattr(reproduce, "announce_long_work", lambda *_: None)
-    monkeypatch.setattr(reproduce, "write_report", lambda *_: "report")
+    monkeypatch.setattr(reproduce, "write_report", write_report)
     cell = SimpleNamespace(cell=SimpleNamespace(parts=((21, "out_2"),)))
     monkeypatch.setattr(reproduce, "best_cell", lambda *_: (None, cell))
+    return ran, reported
+
+
+def test_the_report_is_of_the_folder_that_was_asked_for(tiny_yaml, tiny_checkpoint, stubbed):
+    before = Path(load_config(tiny_yaml).save_dir)
+    moved = before.rename(before.with_name("moved"))
+    argv = ["--config", str(tiny_yaml), "--device", "cpu", "--set", f"save_dir={moved}"]
+    assert reproduce.main(argv) == 0
+    assert stubbed[1] == [str(moved)]
+
+
+def test_more_samples_are_scored_again(tiny_yaml, tiny_checkpoint, stubbed):
+    ran, _ = stubbed
     argv = ["--config", str(tiny_yaml), "--device", "cpu", "--n"]
     for n, expected in (("8", 7), ("8", 1), ("9", 3)):
         ran.clear()

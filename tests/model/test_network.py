@@ -76,7 +76,7 @@ def test_only_the_layers_that_a_block_needs_are_computed(tiny_config):
         layer.register_forward_hook(lambda *_, name=name: calls.append(name))
     for i, layer in enumerate(net.up):
         layer.register_forward_hook(lambda *_, i=i: calls.append(f"up.{i}"))
-    features = net(x, c_noise, blocks=["out_2"])
+    features = net(x, c_noise, blocks=["out_2", "out_2"])
     assert list(features) == ["out_2"]
     assert features["out_2"].shape == (2, 64)
     assert "up.1" in calls

@@ -129,8 +129,10 @@ def test_the_teacher_sees_another_view_at_no_more_noise_and_computes_no_more_tha
 def test_its_geometric_view_is_told_to_a_network_that_is_told_such_things(monkeypatch):
     for told in (True, False):
         network = {**distill_jobs.config("regression").network.model_dump()}
-        network["augment_dim"] = 9 if told else 0
-        t = trainer("regression", network=network, distill={"teacher_augment": 0.9})
+        network["augment_dim"] = 9
+        probability = {"augment_prob": 0.1 if told else 0.0}  # at 0 it learns no label
+        settings = {"network": network, "diffusion": probability}
+        t = trainer("regression", **settings, distill={"teacher_augment": 0.9})
         labels = []
         real = t.ema_denoiser.net.time_emb.forward
 
@@ -145,6 +147,18 @@ def test_its_geometric_view_is_told_to_a_network_that_is_told_such_things(monkey
             expected = augment(torch.zeros(16, 1, 8, 8), 0.9, generator("cpu", 0), 16)[1]
             assert torch.cat(labels).shape == expected.shape
             assert torch.cat(labels).any()
+
+
+def test_its_geometric_view_is_mirrored_only_where_the_students_may_be():
+    x = torch.rand(64, 1, 8, 8)
+    for flip in (True, False):
+        seen, _ = augment(x, 1e-9, generator("cpu", 0), flip=flip)
+        assert torch.equal(seen, x) == (not flip)
+
+
+def test_its_timesteps_are_those_of_a_short_process():
+    t = trainer("regression", diffusion={"n_T": 10, "betas": [1e-2, 0.9]})
+    assert t.distill.timesteps == (1, 1)
 
 
 # --- mistakes

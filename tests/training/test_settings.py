@@ -29,8 +29,15 @@ def test_an_edm_that_ends_before_the_noise_covers_the_image_is_told_of_its_own_s
     assert "betas" not in caplog.text
 
 
+def test_noise_that_is_too_large_for_float32_is_refused():
+    config = load_config("config/digits.yaml", ["diffusion.n_T=20000"])
+    with pytest.raises(UserError, match=r"with n_T 20000 .* too large .*lower n_T or betas"):
+        build_denoiser(config)
+
+
 @pytest.mark.parametrize("optim_args", [
-    {"betas": [0.9]}, {"foreach": True}, {"momentum": 1}, {"eps": -1},
+    {"betas": [0.9]}, {"foreach": True}, {"momentum": 1}, {"eps": -1}, {"amsgrad": "no"},
+    {"weight_decay": True},
 ])  # fmt: skip
 def test_arguments_that_the_optimizer_refuses_are_a_mistake(tiny_config, optim_args):
     with pytest.raises(UserError, match="optim_args: "):

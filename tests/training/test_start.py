@@ -46,7 +46,7 @@ def test_a_run_begins_with_the_weights_at_step_0_and_goes_on_without_them(
 def test_what_only_training_knows_may_differ_and_self_conditioning_begins_at_0(begun):
     config, weights = begun
     ours = changed(
-        config, network={"dropout": 0.3, "self_condition": "out_1"},
+        config, network={"dropout": 0.3, "zero_init": True, "self_condition": "out_1"},
         diffusion={"time": "lognormal", "weighting": "min_snr"},
     )  # fmt: skip
     given = starting_weights(ours)

@@ -230,6 +230,19 @@ def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
     assert (ckpts / "latest.pth").read_bytes() == before
 
 
+def test_load_epoch_leaves_no_later_checkpoint_and_counts_epochs(tiny_yaml):
+    common = ["--config", str(tiny_yaml), "--device", "cpu", "--sample_every", "9"]
+    train.main(common)
+    run = Path(load_config(tiny_yaml).save_dir)
+    anew = load_config(tiny_yaml, ["load_epoch=0", "batch_size=2"])
+    trainer = new_run(anew)
+    train.position(trainer, restart=True)
+    assert trainer.trainer.step == trainer.trainer.batches.steps_per_epoch
+    assert sorted(path.name for path in (run / "ckpts").glob("*.pth")) == ["model_0.pth"]
+    assert (run / "ckpts_before_1" / "model_1.pth").exists()
+    train.position(trainer, restart=True)  # as after a kill before anything was saved
+
+
 @pytest.mark.parametrize("damage", [
     lambda state: state.pop("step"),
     lambda state: state.update(step=-1),
