@@ -64,6 +64,13 @@ class TrainedModel:
     input_scale: str | None = None  # of model/input_scale.py
     about: dict = field(default_factory=dict)  # those of ABOUT in the file
 
+    @property
+    def stage(self) -> str:
+        """For titles: how far it is trained, or its name, where no run of ours trained it."""
+        if self.epoch >= 0:
+            return f"epoch {self.epoch}"
+        return self.path.name or "untrained network"
+
     def fingerprint(self) -> str:
         """A short hash of all that decides the outputs: equal only for equal models."""
         return self.fingerprint_with(self.denoiser.net.state_dict())

@@ -104,19 +104,21 @@ def measured(
     row = find_or_add_row(rows, settings, {metric: {} for metric in METRICS})
     missing = [block for block in blocks if block not in row["alignment"]]
     if not missing:
-        log.info(f"epoch {model.epoch}: kept in {path}")
+        log.info(f"{model.stage}: kept in {path}")
         return row, blocks
     start = time.perf_counter()
     values = measure(source, images, t, missing, device, config.seed, args.batch_size)
     for metric in METRICS:
         row[metric] |= values[metric]
     seconds = time.perf_counter() - start
-    row |= {"checkpoint": str(model.path), "input_scale": model.input_scale}
+    row |= {
+        "checkpoint": str(model.path), "input_scale": model.input_scale, "device": device.type,
+        "use_amp": args.use_amp, "versions": versions(),
+    }  # fmt: skip
     row["seconds"] = row.get("seconds", 0.0) + seconds
-    log.info(f"epoch {model.epoch}: measured in {seconds:.1f} s")
+    log.info(f"{model.stage}: measured in {seconds:.1f} s")
     if distributed.is_main():
-        facts = {"device": device.type, "use_amp": args.use_amp, "versions": versions()}
-        write_json(path, {"measurements": rows, **facts, "config": config.model_dump(mode="json")})
+        write_json(path, {"measurements": rows, "config": config.model_dump(mode="json")})
     return row, blocks
 
 

@@ -28,7 +28,7 @@ class Dataset:
     """All images of one split."""
 
     name: str
-    split: str  # "train" or "test"
+    split: str  # "train", "test", or what is made of them; an image's noise depends on it
     images: np.ndarray  # (N, C, H, W) uint8, or float16 if encoded; may be a read-only memory map
     labels: np.ndarray  # (N,) int64, in 0 .. len(class_names) - 1
     class_names: list[str]
@@ -168,17 +168,18 @@ def stratified(dataset: Dataset, n: int | None, seed: int) -> Dataset:
     return dataset if n is None else dataset.take(stratified_subset(dataset.labels, n, seed))
 
 
-def stratified_subset(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+def stratified_subset(
+    labels: np.ndarray, n: int, seed: int, option: str = "--n_train"
+) -> np.ndarray:
     """(n,) ascending indices: the classes in their proportions, of each at least one image.
 
-    Of one seed, a smaller subset is part of a larger one. Raises UserError if n is less than the
-    number of classes or more than that of the labels.
+    Of one seed, a smaller subset is part of a larger one. Raises UserError, which names the option,
+    if n is less than the number of classes or more than that of the labels.
     """
     classes = np.unique(labels)
     if not len(classes) <= n <= len(labels):
         raise UserError(
-            f"{n} images asked for: there are {len(labels):,} of {len(classes)} classes; give a "
-            "number between these two"
+            f"{option} {n}: give {len(classes)} (an image of each class) to {len(labels):,} (all)"
         )
     place = np.empty(len(labels))  # of an image among those of its class, in 0..1
     for label in classes:
@@ -206,7 +207,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batching:
-    """How batches are made of images; `crop_padding` is in pixels, filled with black."""
+    """How batches are made of images; `crop_padding` is in pixels, filled with black
+    (of latents, with -1)."""
 
     seed: int = 0  # of the order, the flips and the crops
     shuffle: bool = False  # a new order every epoch
@@ -319,7 +321,7 @@ def _crop(images: Tensor, padding: int, corners: Tensor) -> Tensor:
     """corners: (2, N), top and left in the padded images."""
     n, _, height, width = images.shape
     device = images.device
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (padding,) * 4, value=-1 if images.is_floating_point() else 0)
     top, left = corners
     rows = top[:, None] + torch.arange(height, device=device)
     columns = left[:, None] + torch.arange(width, device=device)

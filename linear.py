@@ -121,11 +121,11 @@ def probed_source(
         model = load_model(args, device)
         facts = {"checkpoint": str(model.path), "epoch": model.epoch}
         facts["input_scale"] = model.input_scale
-        config, what = model.config, f"epoch {model.epoch}"
+        config, what = model.config, model.stage
         source = model_source(model, args.use_amp)
     elif args.baseline == "random":
         model = load_untrained(args, device)
-        config, what = model.config, "untrained network"
+        config, what = model.config, model.stage
         source = model_source(model, args.use_amp)
     else:
         model, config, what = None, pick_config(args), "raw pixels"

@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     train, test = (load_dataset(args, config, split, model) for split in SPLITS)
     train, scored = stratified(train, args.n_train, seed), range(len(test))
     if args.n_test is not None:
-        scored = stratified_subset(test.labels, args.n_test, seed)
+        scored = stratified_subset(test.labels, args.n_test, seed, "--n_test")
     if model is None:
         backbone = wide_resnet(process, train, args.depth, args.width, seed)
     else:

@@ -10,7 +10,7 @@ from checkpoint import TrainedModel
 from cli import add_output_dir, job, job_parser, load_dataset, load_model, results_folder
 from evaluation.plots import scatter, subject
 from evaluation.probe.features import Extractor, model_source
-from evaluation.probe.grid_files import best_cell
+from evaluation.probe.grid_files import best_cell, find_grid
 from evaluation.probe.probe import PROTOCOLS
 from support import distributed
 from support.errors import UserError
@@ -28,7 +28,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = job_parser(__doc__, excludes=EXCLUDES)
     parser.add_argument(
         "--timestep", type=int,
-        help="default, without --blockname: the best cell of this checkpoint's grid",
+        help="default, without --blockname: the best cell of this checkpoint's grid, in the output "
+        "folder or the run's",
     )  # fmt: skip
     parser.add_argument("--blockname", help="such as out_2; given together with --timestep")
     parser.add_argument(
@@ -49,7 +50,8 @@ def chosen_cell(args: argparse.Namespace, model: TrainedModel) -> tuple[float, s
     """(t, block) of the command line, else of the model's grid. Raises UserError without either."""
     if args.blockname is not None:
         return args.timestep, args.blockname
-    path, result = best_cell(Path(model.config.save_dir), model, args.protocol)
+    beside = find_grid(results_folder(args, model.config), model, args.protocol)
+    path, result = beside or best_cell(Path(model.config.save_dir), model, args.protocol)
     log.info(f"{result.cell.name}: the best cell of {path}")
     return result.cell.parts[0]
 
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     points = embed(features[index], seed)
     stem = results_folder(args, model.config) / f"tsne_ep{model.epoch}_t{t}_{block}"
     what = subject(test.name, model.config.model_type)
-    title = f"t-SNE of {len(index):,} test images: {what}, {block}, t={t}, epoch {model.epoch}"
+    title = f"t-SNE of {len(index):,} test images: {what}, {block}, t={t}, {model.stage}"
     scatter(Path(f"{stem}.png"), points, test.labels[index], test.class_names, title)
     arrays = {
         "points": points, "labels": test.labels[index], "index": index,

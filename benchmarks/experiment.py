@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import checkpoint
-from arguments import int_from, int_list
+from arguments import int_from, int_list, sums_of
 from cli import config_path, overrides_and_seed
 from config import load_config
+from evaluation.probe.cells import ALL
 from evaluation.probe.grid_files import file_stem
 from support.errors import UserError
 from support.files import read_json
@@ -37,12 +38,23 @@ def add_budget_arguments(parser: argparse.ArgumentParser, blocks: str) -> None:
         help="batches of 64 images to train on; 781 are one epoch of CIFAR-10",
     )  # fmt: skip
     parser.add_argument("--timesteps", type=int_list, default=[1, 11, 21], help="of the probe")
-    parser.add_argument("--blocks", default=blocks, help="of the probe, as linear.py takes them")
+    parser.add_argument(
+        "--blocks", type=blocks_of_probe, default=blocks,
+        help="of the probe, as linear.py takes them; one of them alone at least",
+    )  # fmt: skip
     parser.add_argument("--n_train", type=int, help="training images of the probe (default: all)")
     parser.add_argument(
         "--parallel", type=int_from(1), default=1, metavar="N",
         help="so many runs at a time: a large GPU has room for several",
     )  # fmt: skip
+
+
+def blocks_of_probe(text: str) -> str:
+    """The argument type of --blocks: it stays text. Among them is one that stands alone, since a
+    row is of the best single cell."""
+    if all(len(sum_) > 1 or sum_ == [ALL] for sum_ in sums_of(str)(text)):
+        raise argparse.ArgumentTypeError(f"{text}: name one block that stands alone too")
+    return text
 
 
 def base_of(args: argparse.Namespace) -> str:

@@ -182,6 +182,7 @@ def full(args: argparse.Namespace, config: Config) -> None:
     """The run itself, its grid and samples. Raises UserError if one of them fails."""
     shared = ["--config", str(config_path(args)), "--data_dir", args.data_dir, "--use_amp"]
     shared += ["--device", args.device] if args.device else []
+    shared += [word for value in overrides_and_seed(args) for word in ("--set", value)]
     for command in (
         ["train.py", *shared, "--compile"], ["linear.py", *shared, "--grid"],
         ["sample.py", *shared, "--n", "64"],

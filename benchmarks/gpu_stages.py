@@ -104,9 +104,9 @@ def precision(given: Given) -> Found:
             trainer = Trainer(config, train, given.device, name != "float32")
             trainer.denoiser.train()
             first = losses_of(trainer, part)
-            losses_of(trainer, middle)
+            between = losses_of(trainer, middle)
             last = losses_of(trainer, part)
-        skipped = first["skipped"] + last["skipped"]
+        skipped = sum(losses["skipped"] for losses in (first, between, last))
         row = {
             "first_loss": first["mean"], "last_loss": last["mean"], "skipped": skipped,
             "scaler": trainer.scaler.is_enabled(), "scale": trainer.scaler.get_scale(),
@@ -207,7 +207,7 @@ def data(given: Given) -> Found:
             seconds = seconds_of(lambda b=batches: [b[i] for i in range(n)], device)
             batch_ms[name].append(1000 * seconds / n)
             seconds = seconds_of(lambda loop=loops[name]: loop.steps(n // 2), device)
-            speeds[name].append(n // 2 * config.batch_size / seconds)
+            speeds[name].append(n // 2 * loops[name].images_per_step / seconds)
     moved = isinstance(kinds["device"].images, Tensor)
     lines = [f"batches are {'the same' if equal else 'NOT the same'}"]
     lines += [

@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     rows = fill(path, record, table, about, lambda settings: bench.measure(settings, exact), fid)
     title = ", ".join([
-        subject(model.config.dataset, model.config.model_type), f"epoch {model.epoch}",
+        subject(model.config.dataset, model.config.model_type), model.stage,
         f"{args.n:,} images",
         f"spacing {args.spacing}", *(["D clipped"] if args.clip else []),
         *(["--use_amp"] if args.use_amp else []), machine(device),

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     check_writable([args.output_dir])
     config, device = pick_config(args), pick_device(args.device)
     train, images = images_for(config, args.data_dir, SYNTHETIC)
-    names = [name for name in args.loops if name in LOOPS]
+    names = list(args.loops)
     if args.compile:
         names.insert(names.index("ours") + 1 if "ours" in names else 0, COMPILED)
     steps = args.steps or STEPS[device.type]

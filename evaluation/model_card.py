@@ -20,7 +20,8 @@ HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
 }  # fmt: skip
 PROBE = {  # what is read of a grid's record, and its form
     "baseline": str | None, "fingerprint": str, "protocol": str, "dataset": str, "seed": int,
-    "n_train": int, "n_test": int, "config": {"network": dict}, "headline": dict | None,
+    "n_train": int, "n_test": int, "config": {"network": dict, "linear": dict, "flip": bool},
+    "headline": dict | None,
 }  # fmt: skip
 HEADLINE = {"k": int | None, "by_sigma": bool}  # none where all cells are combined; older: other
 NOT_MEASURED = "not measured"
@@ -57,21 +58,25 @@ def write_card(
 
 
 def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], list[str]]:
-    """A row for each grid in `results` of a model with one of these fingerprints, beside it the
-    same cell of an untrained network and the pixels; and the protocols of the grids."""
-    rows, protocols = [], []
+    """A row for each grid in `results` of a model with one of these fingerprints, of the most
+    training images that there are; beside it the same cell of an untrained network and the pixels;
+    and the protocols of the grids."""
+    rows, protocols, grids = [], [], []
     for path in sorted(results.glob("linear_grid*.json")):
         record = load_json(path, PROBE)
         if record is None or record["baseline"] or not has_form(record["headline"], HEADLINE):
             continue
-        if record["fingerprint"].rpartition("-")[0] not in fingerprints:
-            continue
+        if record["fingerprint"].rpartition("-")[0] in fingerprints:
+            grids.append(record)
+    most = max((record["n_train"] for record in grids), default=0)
+    for record in [record for record in grids if record["n_train"] == most]:
         protocol = record["protocol"]
         best = CellResult.from_record(record["headline"])
         untrained = untrained_results(results, record, [best])
         of_untrained = gain_rows([best], untrained)[1][2:] if untrained else [NOT_MEASURED] * 2
         pixels = load_json(results / f"{file_stem(None, protocol, 'pixels')}.json", PROBE)
-        of_pixels = percent(pixels["headline"]["test_accuracy"]) if pixels else NOT_MEASURED
+        alike = pixels and pixels["n_train"] == most
+        of_pixels = percent(pixels["headline"]["test_accuracy"]) if alike else NOT_MEASURED
         rows.append([protocol, best.name, best.on_test, *of_untrained, of_pixels])
         protocols.append(protocol)
     return rows, protocols
@@ -104,7 +109,7 @@ def _what(model: TrainedModel, released: dict) -> str:
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     labels = "with labels" if config.cond_drop_prob else "without labels"
     return (
-        f"# tiny-ddae: {config.model_type} on {config.dataset}, epoch {model.epoch}\n\n"
+        f"# tiny-ddae: {config.model_type} on {config.dataset}, {model.stage}\n\n"
         f"A denoising diffusion network of {parameters:,} parameters, trained {labels} on "
         f"{config.dataset} ({'x'.join(map(str, config.network.image_shape))}). A linear classifier "
         "reads the classes from the features of its decoder blocks, as in [Denoising Diffusion "
@@ -117,7 +122,10 @@ def _use(folder: Path, released: dict, sampling: dict) -> str:
     cell = released["config"]["linear"]
     name = folder.name if folder.is_absolute() else folder.as_posix()
     given = {key: sampling[key] for key in SAMPLING if sampling.get(key) is not None}
+    if sampling.get("classes"):
+        given["classes"] = ",".join(map(str, sampling["classes"]))
     sampler = "".join(f" --{key} {value}" for key, value in given.items())
+    sampler += " --no_clip" if sampling.get("clip") is False else ""
     return f"""## Use
 
 In a clone of tiny-ddae:

@@ -123,8 +123,7 @@ def curves(
     if notes:
         _write_notes(ax, x, lines, notes)
     ax.set_title(title, fontsize=11)
-    if len(lines) > 1:
-        figure.legend(loc="outside right center", frameon=False)
+    figure.legend(loc="outside right center", frameon=False)
     return _save(figure, path)
 
 
@@ -145,8 +144,7 @@ def curve_panels(
         _draw_lines(ax, x, lines, x_label, y_label)
     figure.suptitle(title, fontsize=11)
     handles, names = axes[0].get_legend_handles_labels()
-    if len(names) > 1:
-        figure.legend(handles, names, loc="outside right center", frameon=False)
+    figure.legend(handles, names, loc="outside right center", frameon=False)
     return _save(figure, path)
 
 
@@ -162,12 +160,12 @@ def _draw_lines(
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    colours = _colour_map("tab10" if len(lines) <= 10 else "tab20")
-    for i, (name, y) in enumerate(lines.items()):
+    colours = _colours(len(lines))
+    for colour, (name, y) in zip(colours, lines.items(), strict=True):
         there = [j for j, value in enumerate(y) if value is not None]
         half = (spread or {}).get(name)
         at, y, half = ([v[j] for j in there] if v is not None else None for v in (x, y, half))
-        ax.errorbar(at, y, yerr=half, color=colours(i), label=name, marker="o", ms=4, capsize=3)
+        ax.errorbar(at, y, yerr=half, color=colour, label=name, marker="o", ms=4, capsize=3)
     if log_y:
         ax.set_yscale("log")
     whole = all(isinstance(value, int) for value in x)
@@ -180,6 +178,14 @@ def _draw_lines(
     ax.set_xlabel(x_label)
     ax.set_ylabel(y_label)
     ax.grid(alpha=0.3)
+
+
+def _colours(n: int) -> Sequence:
+    """Of n lines; more than there are names for are coloured in their order."""
+    for name in ("tab10", "tab20"):
+        if n <= len(colours := _colour_map(name).colors):
+            return colours[:n]
+    return _colour_map("viridis")(np.linspace(0, 0.95, n))
 
 
 def _write_notes(

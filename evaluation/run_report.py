@@ -28,7 +28,7 @@ def write_report(model: TrainedModel, steps: dict[str, dict], protocol: str, sam
     grid, best = best_cell(folder, model, protocol)
     ((t, block),) = best.cell.parts
     sections = [
-        f"# {model.config.dataset}, epoch {model.epoch}",
+        f"# {model.config.dataset}, {model.stage}",
         _facts(model),
         "## Linear probe",
         _headlines(grid, protocol),

@@ -77,10 +77,12 @@ def test_about_half_of_the_images_are_flipped():
     assert 30 < right.sum() < 70
 
 
-def test_a_crop_is_a_shift_with_black_from_outside():
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_crop_is_a_shift_with_black_from_outside(encoded):
     draw = np.random.default_rng(0)
     images = draw.integers(1, 256, (64, 3, 8, 8), dtype=np.uint8)
-    batches = Batches(images, np.zeros(64, np.int64), 64, CPU, Batching(crop_padding=2))
+    given = (images / 127.5 - 1).astype(np.float16) if encoded else images
+    batches = Batches(given, np.zeros(64, np.int64), 64, CPU, Batching(crop_padding=2))
     x, _ = batches[0]
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     shifts = set()

@@ -275,6 +275,15 @@ def test_training_does_not_go_on_from_what_is_no_latest(tiny_checkpoint):
         checkpoint.load_latest(tiny_checkpoint)
 
 
+def test_a_model_is_called_by_its_epoch_or_by_its_name():
+    def stage(epoch, path):
+        return checkpoint.TrainedModel(None, None, epoch, Path(path)).stage
+
+    assert stage(59, "run/ckpts/model_59.pth") == "epoch 59"
+    assert stage(-1, "models/DiT-XL-2-256") == "DiT-XL-2-256"
+    assert stage(-1, "") == "untrained network"
+
+
 def test_what_an_old_config_leaves_out_is_there_when_it_is_read(tiny_config, tiny_checkpoint):
     """Jobs read it from the file, too: the model card does."""
     state = checkpoint.load(tiny_checkpoint)

@@ -282,5 +282,5 @@ def test_subsets_are_stratified_and_nested():
     assert np.array_equal(stratified(dataset, 15, 0).labels, labels[small])
     assert stratified(dataset, None, 0) is dataset
     for n in (2, 153):
-        with pytest.raises(UserError, match=f"{n} images asked for: there are 152 "):
+        with pytest.raises(UserError, match=f"--n_train {n}: give 3 .* to 152 "):
             stratified_subset(labels, n, 0)

@@ -114,12 +114,15 @@ def accuracy(classifier: Classifier, dataset: Dataset, seed: int, use_amp: bool)
 
 def start_name(record: dict) -> str:
     """What the run of this record started from, as tables and figures name it."""
-    return "from scratch" if record["scratch"] else f"from epoch {record['epoch']}"
+    if record["scratch"]:
+        return "from scratch"
+    return "pre-trained" if record["epoch"] < 0 else f"from epoch {record['epoch']}"
 
 
 def side_by_side(records: list[dict]) -> str:
-    """A table with a row per starting point, after the last epoch."""
-    rows = [["accuracy in %", "parameters trained", "train", "test (95 % interval)"]]
+    """A table with a row per starting point: the accuracy on train during the last epoch, in
+    augmented batches and with dropout, and on test after it."""
+    rows = [["accuracy in %", "parameters trained", "train, last epoch", "test (95 % interval)"]]
     for record in records:
         rows.append([
             start_name(record), f"{record['parameters_trained']:,}",

@@ -160,7 +160,7 @@ def mlp_on_features(
     seed_everything(seed, "ddae")
     classifier = FeatureClassifier(features, sample.cpu(), len(train.class_names))
     settings = {"fingerprint": source.fingerprint, "blockname": block}
-    return Backbone(classifier, f"DDAE {block}, epoch {model.epoch}", settings)
+    return Backbone(classifier, f"DDAE {block}, {model.stage}", settings)
 
 
 def noise_drawer(process: Denoiser, seed: int, device: torch.device) -> Draw:

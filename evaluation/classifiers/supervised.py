@@ -131,7 +131,7 @@ class SupervisedTraining:
         """
         self.counted, self.kept.every_s = time.monotonic(), save_every_s
         self.classifier.train()
-        options = {"total": self.last, "initial": self.step, "unit": "batch", "disable": None}
+        options = {"total": self.last, "initial": self.step, "unit": "batch"}
         with progress(desc="training", **options) as bar, redirect_to_bar(), self.kept:
             while self.step < self.last:
                 self.train_step()

@@ -1,7 +1,7 @@
 """How far apart two sets of images are: the Frechet distance (FID) and the kernel distance (KID).
 
 FID is Heusel et al. 2017 (arXiv 1706.08500), eq. 6; KID is Binkowski et al. 2018
-(arXiv 1801.01401). Both read features of Inception (evaluation/inception.py).
+(arXiv 1801.01401). Both read features of Inception (evaluation/fid/inception.py).
 """
 
 from collections.abc import Callable

@@ -58,6 +58,10 @@ class Cell:
         """Block, noise and k in one."""
         return f"{self.block} at {self.level}" + ("" if self.k is None else f", k={self.k}")
 
+    def name_with(self, width: int) -> str:
+        """The name, and the width of its features where it is combined."""
+        return self.name + (f", {width} wide" if self.is_combined else "")
+
     def record(self) -> dict:
         """What files of results say of it; `parts` of a combined cell alone."""
         parts = {"parts": [list(part) for part in self.parts]} if self.is_combined else {}
@@ -132,7 +136,7 @@ def side_by_side(features: Mapping[Part, np.ndarray], cell: Cell) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CellResult:
-    """Accuracies are in 0..1; `validation_accuracy` is on the held-out 10 % of train."""
+    """Accuracies are in 0..1; `validation_accuracy` is on the held-out images of train."""
 
     cell: Cell
     width: int
@@ -142,8 +146,8 @@ class CellResult:
 
     @property
     def name(self) -> str:
-        """That of the cell; the width too where it is combined."""
-        return self.cell.name + (f", {self.width} wide" if self.cell.is_combined else "")
+        """That of the cell, see `Cell.name_with`."""
+        return self.cell.name_with(self.width)
 
     @property
     def on_test(self) -> str:
@@ -180,8 +184,8 @@ class Outcome:
     """
 
     results: list[CellResult]
-    seconds: float
-    images_per_s: float | None  # of the forward passes; None: all features were there
+    seconds: float  # of this call: a probe that goes on counts what was left
+    images_per_s: float | None  # of its forward passes; None: all features were there
 
     def those(self, combined: bool) -> list[CellResult]:
         """The results of the combined cells, or of the others."""

@@ -20,7 +20,7 @@ PICKED_ON_TEST = "picked on the test set, as published figures are"
 SIDE_BY_SIDE = "features side by side"
 SEEN = {  # what the compared and the reported answers come from, by whether they are k-NN's
     False: ("by heads that have not seen it", "by heads fitted on all of train"),
-    True: ("by neighbours in the other 90 %", "by neighbours in all of train"),
+    True: ("by neighbours among the others", "by neighbours in all of train"),
 }
 BESIDE_UNTRAINED = (
     "test accuracy in % beside that of the same cell of the untrained network, and the gain in "
@@ -76,6 +76,7 @@ class Grid:
         closing = _headlines(self.outcome)
         write_text(paths[2], as_markdown(self.title, self._short_tables(), closing))
         if self.headline is None:
+            paths[3].unlink(missing_ok=True)  # of an earlier grid: it would stand beside this one
             return paths[:3]
         self._heat_map(paths[3])
         return paths
@@ -106,7 +107,7 @@ class Grid:
     def _short_tables(self) -> dict[str, Rows]:
         compared, reported = self._seen()
         note = (
-            "Accuracy in %: on the held-out 10 % of train / on test (95 % interval). The first is "
+            "Accuracy in %: on held-out images of train / on test (95 % interval). The first is "
             f"{compared} and picks the cell, the second {reported}."
         )
         singles, tables = self.outcome.those(combined=False), {}
@@ -142,7 +143,7 @@ class Grid:
         singles = self.outcome.those(combined=False)
         rows, levels = _axes(singles)
         tables = {
-            "held-out 10 % of train (red: the best)": _values(singles, "validation_accuracy"),
+            "held-out images of train (red: the best)": _values(singles, "validation_accuracy"),
             "test (red: the same cell)": _values(singles, "test_accuracy"),
         }
         winner = self.headline.cell
@@ -154,7 +155,7 @@ class Grid:
 
 def held_out(about: Mapping) -> str:
     """The images on which cells are compared."""
-    return f"on the held-out 10 % of train ({about['n_validation']:,} images)"
+    return f"on the {about['n_validation']:,} held-out images of train"
 
 
 def on_test(about: Mapping) -> str:

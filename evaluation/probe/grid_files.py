@@ -13,10 +13,11 @@ from support.files import read_json
 
 GRID = {  # the form of a grid's .json, as far as it is read
     "baseline": str | None, "protocol": str, "epoch": int | None, "fingerprint": str,
-    "headline": (RESULT, type(None)), "cells": [RESULT],
+    "n_train": int, "headline": (RESULT, type(None)), "cells": [RESULT],
 }  # fmt: skip
 UNTRAINED = GRID | {
-    "dataset": str, "n_train": int, "n_test": int, "seed": int | None, "config": {"network": dict},
+    "dataset": str, "n_test": int, "seed": int | None,
+    "config": {"network": dict, "linear": dict, "flip": bool},
 }  # fmt: skip
 
 
@@ -94,10 +95,17 @@ def untrained_results(
 
 
 def _probed_alike(one: Mapping, other: Mapping) -> bool:
-    """Whether the facts of two grids are of the same network, images and protocol."""
+    """Whether the facts of two grids are of the same network, images, protocol and fit."""
     keys = ("protocol", "dataset", "n_train", "n_test", "seed")
-    same = all(one[key] == other[key] for key in keys)
+    same = all(one[key] == other[key] for key in keys) and _fit(one) == _fit(other)
     return same and outputs_alike(one["config"], other["config"])
+
+
+def _fit(about: Mapping) -> list:
+    """How the heads were fitted, where the config decides it: by the protocol `paper`."""
+    config = about["config"]
+    recipe = [config["linear"].get(name) for name in ("n_epoch", "batch_size", "lrate")]
+    return [*recipe, config["flip"]] if about["protocol"] == "paper" else []
 
 
 def _same(result: CellResult) -> tuple:
@@ -116,8 +124,8 @@ def find_grid(
 ) -> tuple[Path, CellResult] | None:
     """The file of the grid of this model's weights in `folder`, and its headline; None without.
 
-    Of several protocols it is that of `protocol`, else the first of PROTOCOLS. Raises UserError if
-    a file is damaged.
+    Of several it is that of the most training images, and of `protocol`, else of the first of
+    PROTOCOLS. Raises UserError if a file is damaged.
     """
     fitting = {
         path: record
@@ -126,7 +134,11 @@ def find_grid(
     }
     if not fitting:
         return None
-    path = min(fitting, key=lambda path: PROTOCOLS.index(fitting[path]["protocol"]))
+
+    def rank(path: Path) -> tuple[int, int]:
+        return -fitting[path]["n_train"], PROTOCOLS.index(fitting[path]["protocol"])
+
+    path = min(fitting, key=rank)
     return path, CellResult.from_record(fitting[path]["headline"])
 
 
@@ -136,7 +148,7 @@ def best_cell(
     """As `find_grid`. Raises UserError, saying which grids there are, if none fits."""
     found = find_grid(folder, model, protocol)
     if found is None:
-        wanted = f"epoch {model.epoch}" + (f", protocol {protocol}" if protocol else "")
+        wanted = model.stage + (f", protocol {protocol}" if protocol else "")
         there = [
             f"{path.name} (epoch {record['epoch']}, protocol {record['protocol']}"
             + (", other weights)" if _weights(record) != model.fingerprint() else ")")

@@ -16,12 +16,16 @@ def knn_accuracies(
     """{k: the part of the rows of x: (N, D) whose class y: (N,) their neighbours vote for}.
 
     The k rows of bank: (M, D) with the highest cosine to a row vote for their class with the
-    weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, eq. 9). Raises UserError if the
-    bank has fewer than k rows.
+    weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, eq. 9). A k of more rows than the
+    bank has is left out; raises UserError if none is left.
     """
-    most = max(ks)
-    if len(bank) < most:
-        raise UserError(f"k-NN of {most} neighbours: there are only {len(bank)} images to find")
+    enough = [k for k in ks if k <= len(bank)]
+    if not enough:
+        raise UserError(
+            f"k-NN of {min(ks)} neighbours: there are only {len(bank)} images to find: give more "
+            "(--n_train), or take --protocol cached"
+        )
+    ks, most = enough, max(enough)
     bank = F.normalize(bank, dim=1)
     correct = dict.fromkeys(ks, 0)
     rows = max(1, SIMILARITIES // len(bank))

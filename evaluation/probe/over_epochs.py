@@ -124,7 +124,7 @@ class EpochCurve:
         for name, cells in self._curves().items():
             test = f"{name}test (95 % interval)"
             lines[test] = [100 * cell.test_accuracy for cell in cells]
-            lines[f"{name}held-out 10 % of train"] = [100 * c.validation_accuracy for c in cells]
+            lines[f"{name}held-out images of train"] = [100 * c.validation_accuracy for c in cells]
             spread[test] = [half_width(cell.test_interval) for cell in cells]
         x_label = f"epoch ({UNTRAINED}: untrained)" if self.untrained else "epoch"
         epochs = list(self._outcomes())

@@ -35,8 +35,8 @@ class CellSpread:
 
     @property
     def name(self) -> str:
-        """That of the cell; the width too where it is combined."""
-        return self.cell.name + (f", {self.width} wide" if self.cell.is_combined else "")
+        """That of the cell, see `Cell.name_with`."""
+        return self.cell.name_with(self.width)
 
     @property
     def validation(self) -> str:

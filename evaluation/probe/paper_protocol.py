@@ -58,6 +58,7 @@ def fit_paper(
     names = [(cell.t, cell.block) for cell in cells]
     settings = [extractor.source.fingerprint, train.fingerprint(), names, fit]
     path = folder / f"linear_state_{short_hash(settings)}.pth"
+    timesteps, _ = timesteps_and_blocks(cells)
     first, last = _resume(path, bank, adam), recipe.n_epoch * batches.steps_per_epoch
     begun = time.monotonic()
     steps = progress(range(first, last), "heads", total=last, initial=first, unit="batch")
@@ -73,11 +74,9 @@ def fit_paper(
             adam.step()
             if kept.is_due(step + 1 == last):
                 kept.save(step + 1, _state(step + 1, bank, adam))
+            extractor.n_forwards += len(x0) * len(timesteps)
             kept.stop_if_told(step + 1, last)
-    if first < last:
-        extractor.seconds += time.monotonic() - begun
-        timesteps, _ = timesteps_and_blocks(cells)
-        extractor.n_forwards += (last - first) * recipe.batch_size * len(timesteps)
+    extractor.seconds += time.monotonic() - begun if first < last else 0
     return bank.heads()
 
 

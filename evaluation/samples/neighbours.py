@@ -23,7 +23,7 @@ CHUNK = 4096  # training images compared at once
 
 def nearest(views: Tensor, train: Iterable[Tensor], k: int = NEAREST) -> tuple[Tensor, Tensor]:
     """views: (V, M, D), train: parts (n, D) of all rows -> the k smallest Euclidean distances of
-    the nearer view and the rows that have them, (M, k) each."""
+    the nearer view and the rows that have them, (M, k) each; fewer if there are fewer rows."""
     distances, rows, start = [], [], 0
     for part in train:
         apart = torch.cdist(views, part, compute_mode="donot_use_mm_for_euclid_dist")  # exact
@@ -32,7 +32,7 @@ def nearest(views: Tensor, train: Iterable[Tensor], k: int = NEAREST) -> tuple[T
         distances.append(d)
         rows.append(i + start)
         start += len(part)
-    d, order = torch.cat(distances, dim=1).topk(k, largest=False)
+    d, order = torch.cat(distances, dim=1).topk(min(k, start), largest=False)
     return d, torch.cat(rows, dim=1).gather(1, order)
 
 
@@ -42,16 +42,18 @@ def save_neighbours(
     """Shows each of samples, (M, C, H, W) uint8, beside its nearest images of `train`, in pixels
     and in the features of the best block; the same as JSON, with the distances.
 
-    The block is the best of this model's grid in the run's folder, else the config's. Where
+    The block is the best of this model's grid in the run's folder, else the config's, else, where
+    the network has none of that name, the middle one. Where
     training flips images, a mirrored sample counts as the sample. Raises UserError if a grid is
     damaged.
     """
     config = model.config
-    found = find_grid(Path(config.save_dir), model)
-    cell = (config.linear.timestep, config.linear.blockname)
-    t, block = found[1].cell.parts[0] if found else cell
     device = next(model.denoiser.parameters()).device
     source = model_source(model, use_amp)
+    names, block = source.block_names, config.linear.blockname
+    t, block = config.linear.timestep, block if block in names else names[len(names) // 2]
+    if found := find_grid(Path(config.save_dir), model):
+        t, block = found[1].cell.parts[0]
     source.check([t], [block])
     folder = Path(config.save_dir) / "features"
     kept = Extractor(source, device, config.seed, folder=folder)
@@ -81,8 +83,9 @@ def save_neighbours(
         "features": nearest(unit["samples"].unflatten(0, (n_views, n)), unit["train"].split(CHUNK)),
     }
     columns = [samples[:, None], *(images[rows] for _, rows in found.values())]
-    titles = ["sample", *(f"{name} {i + 1}" for name in found for i in range(NEAREST))]
-    what = f"{subject(train.name, config.model_type)}, epoch {model.epoch}: nearest training images"
+    shown = range(min(NEAREST, len(train)))
+    titles = ["sample", *(f"{name} {i + 1}" for name in found for i in shown)]
+    what = f"{subject(train.name, config.model_type)}, {model.stage}: nearest training images"
     what += f", features of {block}, t={t}"
     image_table(path, torch.cat(columns, dim=1), titles, what)
     record = {

@@ -70,7 +70,7 @@ class Trajectory:
         """Writes `table` as one picture."""
         caption = "predicted x0" if predicted else "x / sqrt(1 + sigma^2)"
         what = subject(model.config.dataset, model.config.model_type)
-        title = f"{what}, epoch {model.epoch}, {settings.tag()}: {caption}"
+        title = f"{what}, {model.stage}, {settings.tag()}: {caption}"
         image_table(path, self.table(final, predicted), self.titles(model.denoiser), title)
 
     def _shown(self) -> list[tuple[float, Tensor, Tensor]]:

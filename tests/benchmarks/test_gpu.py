@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from training_helpers import CPU
 import checkpoint
 from benchmarks import gpu, gpu_jobs, gpu_stages
 from benchmarks.gpu import Stage
+from cli import pick_config
 from support.errors import UserError
 from utils import amp_dtype
 
@@ -27,6 +29,20 @@ def test_both_files_name_the_same_stages():
 def test_an_unknown_stage_is_answered_by_those_there_are():
     with pytest.raises(UserError, match="no 'sped': there are tests,precision"):
         gpu.parse_args(["--stages", "sped"])
+
+
+def test_the_full_run_takes_the_settings_that_were_given(monkeypatch, tiny_yaml):
+    commands = []
+
+    def run(command, timeout):
+        commands.append(command)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    args = gpu.parse_args(["--config", str(tiny_yaml), "--full", "--set", "n_epoch=2"])
+    gpu.full(args, pick_config(args))
+    assert len(commands) == 3
+    assert all("n_epoch=2" in command for command in commands)
 
 
 def test_what_is_timed_runs_alone(monkeypatch):

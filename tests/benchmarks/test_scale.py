@@ -7,6 +7,7 @@ from conftest import ROOT
 
 from benchmarks import scale
 from config import load_config
+from support.errors import UserError
 from support.files import read_json
 
 
@@ -62,3 +63,9 @@ def test_two_widths_on_digits_and_a_second_seed_later(tiny_yaml, tmp_path, monke
     runs = read_json(tmp_path / "scale_30.json")["runs"]
     assert [(run["channels"], run["seed"]) for run in runs] == [(32, 0), (32, 1), (64, 0)]
     assert [runs[0], runs[2]] == first
+
+
+@pytest.mark.parametrize("blocks", ["all", "out_1+out_2,all"])
+def test_a_row_needs_a_block_that_stands_alone(blocks):
+    with pytest.raises(UserError, match="name one block that stands alone too"):
+        scale.parse_args(["--blocks", blocks])

@@ -20,8 +20,10 @@ from evaluation.probe.grid_files import (
     gain_markdown,
     gain_rows,
     read_results,
+    untrained_results,
 )
 from support.errors import UserError
+from support.files import write_json
 from utils import seed_everything
 
 CPU = torch.device("cpu")
@@ -73,8 +75,10 @@ def test_combined_cells_have_a_headline_and_a_table_of_their_own(tmp_path, monke
 
 def test_combined_cells_alone_have_no_heat_map_and_no_single_headline(tmp_path):
     grid = Grid(Outcome(COMBINED, 1.0, None), "title", ABOUT)
+    (tmp_path / "grid.png").write_text("of an earlier grid")
     paths = grid.save(tmp_path / "grid")
     assert [path.suffix for path in paths] == [".json", ".csv", ".md"]
+    assert not (tmp_path / "grid.png").exists()
     record = json.loads(paths[0].read_text())
     assert record["headline"] is record["picked_on_test"] is None
     assert record["headline_combined"]["test_accuracy"] == 0.93
@@ -113,6 +117,23 @@ def test_the_gain_is_that_of_the_same_cell(tmp_path):
         gain_markdown(*reversed(files))
 
 
+@pytest.mark.parametrize(("protocol", "compares"), [("paper", False), ("cached", True)])
+def test_heads_that_were_fitted_otherwise_are_not_compared(tmp_path, protocol, compares):
+    def about(n_epoch):
+        return ABOUT | {
+            "protocol": protocol, "dataset": "digits", "n_train": 9, "seed": 0, "baseline": None,
+            "config": {"network": {}, "flip": True, "linear": {"n_epoch": n_epoch}},
+        }  # fmt: skip
+
+    record = about(15) | {
+        "baseline": "random", "epoch": None, "fingerprint": "0-float32", "headline": None,
+        "cells": [result.record() for result in SINGLES],
+    }  # fmt: skip
+    write_json(tmp_path / "linear_grid_random.json", record)
+    assert untrained_results(tmp_path, about(15), SINGLES) == SINGLES
+    assert bool(untrained_results(tmp_path, about(1), SINGLES)) == compares
+
+
 # --- of one folder with grids of several
 
 
@@ -137,6 +158,7 @@ def test_the_cell_shown_is_that_of_the_model_asked_for_whatever_is_newest(probe,
     probe("cached", 3, "out_1", "--epoch", "1")
     probe("knn", 4, "out_2", "--epoch", "1")
     probe("cached", 5, "out_3", "--epoch", "0")
+    probe("paper", 7, "out_2", "--epoch", "0", "--n_train", "20")
     folder = probe("cached", 6, "out_4", "--baseline", "random")
     models = [load_denoiser(folder / "ckpts" / f"model_{epoch}.pth", CPU) for epoch in (0, 1)]
 
@@ -167,6 +189,10 @@ def test_the_cell_shown_is_that_of_the_model_asked_for_whatever_is_newest(probe,
     assert show("--epoch", "0") == "tsne_ep0_t5_out_3.png"
     assert show() == "tsne_ep1_t3_out_1.png"
     assert show("--protocol", "knn") == "tsne_ep1_t4_out_2.png"
+    beside = ("--output_dir", str(folder / "beside"))
+    assert show(*beside) == "tsne_ep1_t3_out_1.png"
+    probe("cached", 2, "out_4", "--epoch", "1", *beside)
+    assert show(*beside) == "tsne_ep1_t2_out_4.png"
 
 
 def test_weights_trained_anew_are_not_shown_by_the_old_grid(probe, tiny_config, tiny_yaml, capsys):

@@ -44,6 +44,7 @@ def test_a_near_neighbour_outvotes_two_that_are_less_near():
 
 
 def test_a_bank_smaller_than_k_is_refused():
-    bank, y = overlapping(150, 1)
-    with pytest.raises(UserError, match="200 neighbours: there are only 150"):
-        knn_accuracies(*map(torch.from_numpy, (bank, y, bank, y)), 4)
+    few, some = (list(map(torch.from_numpy, overlapping(n, 1))) for n in (15, 150))
+    with pytest.raises(UserError, match=r"20 neighbours: there are only 15 .*--n_train"):
+        knn_accuracies(*few, *few, 4)
+    assert knn_accuracies(*some, *some, 4).keys() == {20}  # not 200

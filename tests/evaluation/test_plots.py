@@ -78,6 +78,16 @@ def test_curves_leave_out_what_is_not_there(tmp_path):
     (line,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert line.get_xydata().tolist() == [[5, 1.0], [10, 0.5]]
     assert {"title", "x", "y"} <= set(words(figure))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a"]
+
+
+@pytest.mark.parametrize("n", [2, 20, 28])
+def test_every_line_has_its_colour(tmp_path, n):
+    lines = {f"block_{i}": [1.0] for i in range(n)}
+    figure = curves(tmp_path / "a.png", [1], lines, "title", "x", "y")
+    colours = [line.get_color() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert len(set(map(tuple, colours))) == n
 
 
 def test_curves_have_notes_beside_the_points_that_are_there(tmp_path):

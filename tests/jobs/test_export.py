@@ -66,8 +66,9 @@ def test_the_card_and_what_is_printed(exported, tiny_checkpoint):
     run = tiny_checkpoint.parent.parent
     grid = ["--grid", "--timesteps", "21", "--protocol", "cached", "--output_dir", str(run)]
     linear.main(["--ckpt", str(tiny_checkpoint), *grid])
+    linear.main(["--ckpt", str(tiny_checkpoint), *grid, "--n_train", "100"])  # not on the card
     linear.main(["--ckpt", str(tiny_checkpoint), *grid, "--baseline", "random"])
-    sample.main(["--ckpt", str(tiny_checkpoint), "--n", "2", "--steps", "2"])
+    sample.main(["--ckpt", str(tiny_checkpoint), "--n", "2", "--steps", "2", "--no_clip"])
     folder, printed = exported("--dtype", "float32")
     data = (folder / "model.safetensors").read_bytes()
     description = json.loads((folder / "config.json").read_text())
@@ -83,12 +84,12 @@ def test_the_card_and_what_is_printed(exported, tiny_checkpoint):
     headline = best["headline"]
     there = {cell["block"]: cell["test_accuracy"] for cell in untrained["cells"]}
     gain = 100 * (headline["test_accuracy"] - there[headline["block"]])
-    row = next(line for line in body.splitlines() if line.startswith("| cached"))
+    (row,) = [line for line in body.splitlines() if line.startswith("| cached")]
     assert f"| {headline['block']} at t=21 | {100 * headline['test_accuracy']:.2f} (" in row
     assert f"| {gain:+.2f} | not measured |" in row
     assert description["sha256"] in body
     assert (folder / "samples.png").exists()
-    assert "python sample.py --ckpt out --n 16 --sampler ddim --steps 2 --eta 0.0" in body
+    assert "python sample.py --ckpt out --n 16 --sampler ddim --steps 2 --eta 0.0 --no_clip" in body
     assert "probes by cached" in printed
     assert f"python sample.py --ckpt {folder} --n 16" in printed
     exported()  # over an earlier export

@@ -237,7 +237,7 @@ def test_two_processes_train_as_one(run, tiny_yaml, tmp_path):
     (["--epochs", "0"], "--epochs and --batch_size must be at least 1"),
     (["--batch_size", "2000"], "--batch_size 2000 is more than the 1437 training images"),
     (["--weight_decay", "-1"], "--weight_decay"),
-    (["--epochs", "1", "--set", "flip=True", "--n_train", "5"], "5 images asked for"),
+    (["--epochs", "1", "--set", "flip=True", "--n_train", "5"], "--n_train 5: give 10"),
 ])  # fmt: skip
 def test_mistakes(run, argv, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:

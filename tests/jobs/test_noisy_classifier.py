@@ -283,7 +283,8 @@ def test_both_backbones_end_in_one_table_and_plot(tiny_yaml, tiny_checkpoint, tm
         (["--backbone", "wrn", "--depth", "12"], "depth must be 6 n"),
         (["--backbone", "wrn", "--epochs", "5"], "--warm_epochs 5"),
         (["--backbone", "wrn", "--lr", "-1"], "--lr must be more than 0"),
-        (["--backbone", "wrn", "--n_train", "3"], "give a number between"),
+        (["--backbone", "wrn", "--n_train", "3"], "--n_train 3: give 10 (an image of each class)"),
+        (["--backbone", "wrn", "--n_test", "3"], "--n_test 3: give 10 (an image of each class)"),
         (["--backbone", "ddae", "--blockname", "out_99"], "no block 'out_99'"),
     ],
 )

@@ -162,6 +162,7 @@ def test_nearest_finds_the_rows_whatever_the_parts():
     d, rows = nearest(torch.stack([samples + 9, samples]), train.split(8), k=1)  # the nearer view
     torch.testing.assert_close(d, expected[:, :1])
     assert torch.equal(rows, order[:, :1])
+    assert nearest(samples[None], [train[:2]], k=3)[1].shape == (2, 2)  # there are no more
 
 
 def test_a_copy_of_a_training_image_is_its_own_neighbour(tiny_config, tiny_checkpoint, tmp_path):
