@@ -75,7 +75,8 @@ def budget_of(args: argparse.Namespace) -> dict:
 
 def in_words(budget: Mapping) -> str:
     """For titles."""
-    return f"{budget['images']:,} images, {budget['n_train'] or 'all'} probed"
+    heads = f"{budget['n_train']:,} images" if budget["n_train"] else "all of train"
+    return f"{budget['images']:,} images, heads fitted on {heads}"
 
 
 def earlier(path: Path, form: dict, budget: dict) -> dict | None:
