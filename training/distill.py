@@ -201,9 +201,8 @@ class Distillation:
             x0, labels = augment(
                 x0, settings.teacher_augment, draw, n, self.part, flip=self.config.flip
             )
-            told = (
-                labels if self.config.diffusion.augment_prob else None
-            )  # else no label was learned
+            learns_labels = self.config.diffusion.augment_prob > 0
+            told = labels if learns_labels else None
         low, high = self.timesteps
         t = torch.minimum(low + (high - low) * u, self.teacher.t(sigma))
         features = []

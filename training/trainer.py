@@ -52,10 +52,9 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch
     try:
         kind = getattr(torch.optim, config.optim)
         optimizer = kind(parameters, lr=config.lrate, fused=True, **config.optim_args)
-        for name, value in config.optim_args.items():  # which it checks at the first step
-            if isinstance(signature(kind).parameters[name].default, bool) != (
-                value in (True, False)
-            ):
+        usual = signature(kind).parameters
+        for name, value in config.optim_args.items():  # of yes and no, checked at the first step
+            if isinstance(usual[name].default, bool) != isinstance(value, bool):
                 raise TypeError(f"{name}: found {value!r}")
         return optimizer
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # it checks as it goes

@@ -44,3 +44,11 @@ def test_arguments_that_the_optimizer_refuses_are_a_mistake(tiny_config, optim_a
         trainer(
             parse_config({**tiny_config.model_dump(), "batch_size": 8, "optim_args": optim_args})
         )
+
+
+@pytest.mark.parametrize("optim_args", [
+    {"weight_decay": 0}, {"weight_decay": 1}, {"amsgrad": True, "betas": [0.9, 0.99]},
+])  # fmt: skip
+def test_arguments_that_the_optimizer_takes(tiny_config, optim_args):
+    values = {**tiny_config.model_dump(), "batch_size": 8, "optim_args": optim_args}
+    trainer(parse_config(values)).train_step()
