@@ -70,7 +70,7 @@ RECIPES = {
     ),
     "InfoNCE, less": Recipe(
         ("distill.loss=infonce", "distill.block=out_5", "distill.weight=0.02"),
-        "the same, and denoising weighs more",
+        "InfoNCE at a fifth of its weight",
     ),
     "InfoNCE, colour": Recipe(
         ("distill.loss=infonce", "distill.block=out_5", "distill.teacher_color=0.5"),
@@ -108,12 +108,12 @@ RECIPES = {
     ),
     "regression, less": Recipe(
         ("distill.loss=regression", "distill.block=out_5", "distill.weight=0.02"),
-        "the same, and denoising weighs more",
+        "regression at a fifth of its weight",
     ),
     "dispersive": Recipe(("distill.loss=dispersive", "distill.block=out_5"), "spreads features"),
     "dispersive, less": Recipe(
         ("distill.loss=dispersive", "distill.block=out_5", "distill.weight=0.02"),
-        "the same, and denoising weighs more",
+        "dispersive at a fifth of its weight",
     ),
 }
 
