@@ -22,16 +22,8 @@ def test_what_autograd_keeps_is_counted_once_and_without_weights():
 
 def test_wider_networks_have_the_flops_of_their_width(tiny_yaml, tmp_path, capsys):
     argv = ["--config", str(tiny_yaml), "--device", "cpu", "--parts", "width", "--batch_size", "2"]
-    argv += [
-        "--set",
-        "accumulate=2",
-        "--widths",
-        "64,32",
-        "--rounds",
-        "1",
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
+    argv += ["--widths", "64,32", "--rounds", "1", "--output_dir", str(tmp_path / "out")]
+    argv += ["--set", "accumulate=2"]
     assert scaling.main(argv) == 0
     (path,) = (tmp_path / "out").glob("scaling_*.json")
     narrow, wide = read_json(path)["parts"]["width"]

@@ -149,11 +149,19 @@ def test_its_geometric_view_is_told_to_a_network_that_is_told_such_things(monkey
             assert torch.cat(labels).any()
 
 
-def test_its_geometric_view_is_mirrored_only_where_the_students_may_be():
-    x = torch.rand(64, 1, 8, 8)
-    for flip in (True, False):
-        seen, _ = augment(x, 1e-9, generator("cpu", 0), flip=flip)
-        assert torch.equal(seen, x) == (not flip)
+@pytest.mark.parametrize("flip", [True, False])
+def test_its_geometric_view_is_mirrored_only_where_the_students_may_be(monkeypatch, flip):
+    t = trainer("regression", flip=flip, distill={"teacher_augment": 1e-9})  # flips alone
+    mirrored = []
+
+    def seen(x0, *args, **options):
+        x, labels = augment(x0, *args, **options)
+        mirrored.append(not torch.equal(x, x0))
+        return x, labels
+
+    monkeypatch.setattr("training.distill.augment", seen)
+    t.distill.look(0, torch.ones(16))
+    assert mirrored == [flip]
 
 
 def test_its_timesteps_are_those_of_a_short_process():
