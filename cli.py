@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -220,6 +220,11 @@ def chosen_sampler(args: argparse.Namespace, denoiser: Denoiser) -> SamplerSetti
 def overrides_and_seed(args: argparse.Namespace) -> list[str]:
     """The --set values of the command line, and --seed as one of them."""
     return args.overrides + ([f"seed={args.seed}"] if args.seed is not None else [])
+
+
+def set_options(settings: Iterable[str]) -> list[str]:
+    """These key=value as words of a command, each after a --set."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def config_path(args: argparse.Namespace) -> Path:

@@ -28,6 +28,7 @@ from cli import (
     one_process,
     overrides_and_seed,
     pick_config,
+    set_options,
 )
 from config import Config
 from evaluation.fid.inception import find_weights
@@ -111,9 +112,7 @@ def common_arguments(args: argparse.Namespace) -> list[str]:
     command += ["--device", args.device] if args.device else []
     command += ["--use_amp"] if args.use_amp else []
     command += ["--skip_bad_images"] if args.skip_bad_images else []
-    for override in overrides_and_seed(args):
-        command += ["--set", override]
-    return command
+    return command + set_options(overrides_and_seed(args))
 
 
 def later_steps(

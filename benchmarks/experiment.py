@@ -12,7 +12,7 @@ from pathlib import Path
 
 import checkpoint
 from arguments import int_from, int_list, sums_of
-from cli import config_path, overrides_and_seed
+from cli import config_path, overrides_and_seed, set_options
 from config import load_config
 from evaluation.probe.cells import ALL
 from evaluation.probe.grid_files import file_stem
@@ -114,7 +114,7 @@ def job_arguments(args: argparse.Namespace, settings: list[str]) -> list[str]:
         f"--{name}" for name in ("use_amp", "compile", "skip_bad_images") if vars(args)[name]
     ]
     shared += ["--device", args.device] if args.device else []
-    return shared + [word for setting in settings for word in ("--set", setting)]
+    return shared + set_options(settings)
 
 
 def grid_arguments(args: argparse.Namespace, protocol: str = "cached") -> list[str]:

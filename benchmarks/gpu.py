@@ -21,7 +21,15 @@ import torch
 from arguments import int_from, names_of
 from benchmarks.gpu_jobs import ROOT
 from benchmarks.record import images_for, record_of, write_record
-from cli import config_path, job, job_parser, one_process, overrides_and_seed, pick_config
+from cli import (
+    config_path,
+    job,
+    job_parser,
+    one_process,
+    overrides_and_seed,
+    pick_config,
+    set_options,
+)
 from config import Config
 from support.errors import UserError
 from support.files import check_writable, read_json
@@ -134,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     started = time.monotonic()
     words = ["--device", str(device), "--data_dir", str(Path(args.data_dir).resolve())]
     words += ["--config", str(config_path(args).resolve()), *(["--tiny"] if tiny else [])]
-    words += [word for setting in overrides_and_seed(args) for word in ("--set", setting)]
+    words += set_options(overrides_and_seed(args))
     for name, found in results(together(args.stages, device), words, started + 60 * args.minutes):
         record["stages"][name] = found
         record["total_s"] = round(time.monotonic() - started, 1)
@@ -182,7 +190,7 @@ def full(args: argparse.Namespace, config: Config) -> None:
     """The run itself, its grid and samples. Raises UserError if one of them fails."""
     shared = ["--config", str(config_path(args)), "--data_dir", args.data_dir, "--use_amp"]
     shared += ["--device", args.device] if args.device else []
-    shared += [word for value in overrides_and_seed(args) for word in ("--set", value)]
+    shared += set_options(overrides_and_seed(args))
     for command in (
         ["train.py", *shared, "--compile"], ["linear.py", *shared, "--grid"],
         ["sample.py", *shared, "--n", "64"],

@@ -15,6 +15,7 @@ import torch
 
 import checkpoint
 from benchmarks.record import seconds_of
+from cli import set_options
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = {"cuda": 15, "mps": 15, "cpu": 5}  # of 22 steps: the kill has to come before the last
@@ -34,7 +35,7 @@ Outcome = tuple[list[str], dict, str]
 def train_command(folder: Path, device: torch.device, *settings: str) -> list[str]:
     """The arguments of train.py, without python and its name."""
     words = [*SMALL, *settings, f"save_dir={folder}"]
-    sets = [word for setting in words for word in ("--set", setting)]
+    sets = set_options(words)
     amp = [] if device.type == "cpu" else ["--use_amp"]
     return ["--config", "config/digits.yaml", "--device", str(device), *amp, *sets]
 
