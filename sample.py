@@ -86,11 +86,12 @@ def main(argv: list[str] | None = None) -> int:
     distributed.barrier()
     missing = missing_images(folder, args.n)
     distributed.barrier()  # every rank has looked before one can write
-    seconds = draw(model, settings, missing, args, folder, description)
     description = earlier | description | {"n": max(args.n, earlier.get("n", 0))}
     if missing:
+        description["device"] = str(device)
+    seconds = draw(model, settings, missing, args, folder, description)
+    if missing:
         description |= {
-            "device": str(device),
             "drawn_in_last_call": len(missing),
             "seconds": round(seconds, 2),
             "images_per_s": round(len(missing) / seconds, 2),
@@ -157,7 +158,7 @@ def draw(
         log.info("all %d images are there already", args.n)
         return 0.0
     if distributed.is_main():
-        write_json(folder / "samples.json", {**description, "n": args.n})
+        write_json(folder / "samples.json", description)
     distributed.barrier()
     share = distributed.share(len(missing))
     mine = missing[share.start : share.stop]

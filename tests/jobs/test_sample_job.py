@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import sample
+from benchmarks.fault_compare import differences
 
 
 @pytest.fixture
@@ -67,6 +68,27 @@ def test_an_interrupted_set_is_continued(call, folder):
     call()  # draws none: the times of those that did stay
     assert json.loads((folder / "samples.json").read_text()) == facts
     assert (folder / "grid.png").exists()
+
+
+def test_a_set_whose_call_ended_before_the_grid_is_described_as_any_other(
+    call, folder, tmp_path, monkeypatch
+):
+    call("--output_dir", str(tmp_path / "whole"))
+    with monkeypatch.context() as killed:
+        killed.setattr(sample, "finish", killed_here)
+        with pytest.raises(Killed):
+            call()
+    assert len(pixels(folder)) == 5
+    call()  # draws none
+    assert differences(tmp_path / "whole", folder) == []
+
+
+class Killed(BaseException):
+    """In place of a SIGKILL."""
+
+
+def killed_here(*arguments: object) -> None:
+    raise Killed
 
 
 def test_damaged_images_of_a_set_are_drawn_anew(call, folder, capsys):
