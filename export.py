@@ -21,7 +21,7 @@ from utils import pick_device
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments."""
-    parser = job_parser(__doc__)
+    parser = job_parser(__doc__, amp=False)
     parser.add_argument("--output_dir", metavar="DIR", help="default: <save_dir>/export_ep<epoch>")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the weights")
     parser.add_argument(
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     weights = model.denoiser.net.state_dict()
     about = {
         **model.about,
+        "config": model.config.model_dump(mode="json"),
         "epoch": model.epoch,
         "input_scale": model.input_scale,
         "fingerprint": model.fingerprint(),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from arguments import Exclusion, at_least
-from checkpoint import TrainedModel
+from checkpoint import TrainedModel, versions
 from cli import (
     add_sampler_arguments,
     chosen_sampler,
@@ -27,6 +27,7 @@ from cli import (
 from datasets import Dataset
 from evaluation.data_record import note_other_data
 from evaluation.fid.frechet import (
+    SUBSET_SIZE,
     fit_gaussian,
     frechet_distance,
     kernel_distance,
@@ -48,13 +49,16 @@ from evaluation.fid.inception import (
     load_inception,
     weights_fingerprint,
 )
+from evaluation.samples.sample_sets import describe, refuse_others
 from sampling import SamplerSettings, sample_in_batches
 from support import distributed
 from support.errors import UserError
-from support.files import check_writable, write_json
+from support.files import check_writable, load_json, write_json
 from utils import log, pick_device
 
-EXCLUDES = (Exclusion("samples", ("n", "epoch", "input_scale"), "the images are there already"),)
+EXCLUDES = (
+    Exclusion("samples", ("n", "epoch", "input_scale", "compile"), "the images are there already"),
+)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -64,7 +68,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", metavar="PATH", help="a folder of images, or an .npz of uint8")
     parser.add_argument(
         "--n", "--num_samples", "--num_images", type=int, metavar="N",
-        help="instead of --samples: draw N images from the trained model and score those",
+        help="instead of --samples: draw N images from the trained model and score those; they are "
+        "not kept: sample.py and --samples give the same score, and a killed call goes on",
     )  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time")
     parser.add_argument(
@@ -79,8 +84,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add_sampler_arguments(parser)
     args = parser.parse_args(argv)
-    if args.samples is not None and (given := sampler_arguments_given(args)):
-        raise UserError(f"--samples scores images that exist: leave out {', '.join(given)}")
+    if args.n is None and (given := sampler_arguments_given(args)):
+        raise UserError(f"without --n nothing is drawn: leave out {', '.join(given)}")
     if args.samples is None and args.n is None and args.export_reference is None:
         raise UserError("nothing to score: give --samples FOLDER, or --n 5000 to draw images")
     if args.n is not None and args.n < 2:
@@ -98,6 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     config = model.config if model else pick_config(args)
     settings = model and chosen_sampler(args, model.denoiser)
     path = score_path(args, model, settings)
+    origin = {"samples": str(args.samples)}
+    if model is not None:
+        origin = describe(model, settings, args.use_amp)
+        if (earlier := load_json(path)) is not None:
+            refuse_others(f"{path} holds the score of images", earlier, origin)
     check_writable([args.export_reference] if args.export_reference else [], [path])
     if args.export_reference is not None:
         refuse_contents(args.export_reference)
@@ -119,15 +129,13 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     if images is None:
         images = draw(model, settings, args.n, args.batch_size, args.use_amp)
-        origin = {
-            "checkpoint": str(model.path), "epoch": model.epoch, "model": model.fingerprint(),
-            "input_scale": model.input_scale, "seed": config.seed, **asdict(settings),
-        }  # fmt: skip
-    else:
-        origin = {"samples": str(args.samples)}
-    warn(images, train)
+    warn(images, train, args.kid)
     scores = score(images, train, inception, weights, args, config.seed)
-    write_scores({**scores, **origin, "seconds": time.perf_counter() - started}, path)
+    about = {
+        **origin, "device": str(device), "versions": versions(),
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    write_scores(scores | about, path)
 
 
 def score_path(
@@ -154,13 +162,18 @@ def draw(
     return distributed.gather_rows(np.concatenate(parts))
 
 
-def warn(images: np.ndarray, train: Dataset) -> None:
+def warn(images: np.ndarray, train: Dataset, kid: bool) -> None:
     """Says what makes a score incomparable, though it can be computed."""
     fewest = min(len(images), len(train))
     if fewest < N_FEATURES:
         log.warning(
             f"{fewest:,} images are fewer than the {N_FEATURES:,} features, so their covariance is "
             "rank-deficient: compare this FID only with others of as many images"
+        )
+    if kid and fewest <= SUBSET_SIZE:
+        log.warning(
+            f"every subset of KID has all {fewest:,} images: its standard deviation says little "
+            f"of them; give more than {SUBSET_SIZE:,}"
         )
     ours, theirs = (f"{a.shape[2]}x{a.shape[3]}" for a in (images, train.images))
     if ours != theirs:

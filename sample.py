@@ -30,8 +30,11 @@ from support.files import check_writable, write_json
 from utils import ImageNoise, log, peak_memory_bytes, pick_device
 
 EXCLUDES = (
-    Exclusion("interpolate", ("show_intermediate", "save_x0", "neighbours"), "it draws one strip"),
+    Exclusion(
+        "interpolate", ("n", "show_intermediate", "save_x0", "neighbours"), "it draws one strip"
+    ),
 )
+OF_A_CALL = ("drawn_in_last_call", "seconds", "images_per_s", "ms_per_image", "peak_memory_mb")
 SHOWN = 8  # images of --show_intermediate, --save_x0 and --neighbours
 
 
@@ -60,8 +63,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--interpolate", type=int, nargs=2, metavar=("A", "B"),
         help="instead of a set, one strip of images between those with the indices A and B",
     )  # fmt: skip
-    more.add_argument("--interp_steps", type=int, default=10, help="images in it, with both ends")
+    more.add_argument(
+        "--interp_steps", type=int, metavar="N", help="images in it, with both ends (default: 10)"
+    )
     args = parser.parse_args(argv)
+    if args.interp_steps is not None and args.interpolate is None:
+        raise UserError("--interp_steps: of --interpolate A B, which is not given")
     at_least(args, n=1, batch_size=1, interpolate=0, interp_steps=2)
     return args
 
@@ -76,31 +83,30 @@ def main(argv: list[str] | None = None) -> int:
     folder = default_samples_folder(model.config.save_dir, model.epoch, settings)
     folder = Path(args.output_dir or folder)
     check_writable([folder, folder / "pngs", folder / "intermediate"])
+    description = describe(model, settings, args.use_amp)
+    earlier = earlier_set(folder, description)
     if args.interpolate:
         interpolate(model, settings, args, folder)
         return 0
-    description = describe(model, settings, args.use_amp)
-    earlier = earlier_set(folder, description)
     if distributed.is_main():
         remove_damaged(folder)
     distributed.barrier()
     missing = missing_images(folder, args.n)
     distributed.barrier()  # every rank has looked before one can write
-    description = earlier | description | {"n": max(args.n, earlier.get("n", 0))}
+    description = earlier | description
     if missing:
-        description["device"] = str(device)
+        for of_earlier_call in OF_A_CALL:
+            description.pop(of_earlier_call, None)
+        description |= {"device": str(device), "versions": versions()}
     seconds = draw(model, settings, missing, args, folder, description)
     if missing:
-        description |= {
-            "drawn_in_last_call": len(missing),
-            "seconds": round(seconds, 2),
-            "images_per_s": round(len(missing) / seconds, 2),
-            "ms_per_image": round(1000 * seconds / len(missing), 2),
-            "peak_memory_mb": round(peak_memory_bytes(device) / 1e6),
-            "versions": versions(),
-        }
+        figures = (
+            len(missing), round(seconds, 2), round(len(missing) / seconds, 2),
+            round(1000 * seconds / len(missing), 2), round(peak_memory_bytes(device) / 1e6),
+        )  # fmt: skip
+        description |= dict(zip(OF_A_CALL, figures, strict=True))
     if distributed.is_main():
-        finish(folder, args.n, description, settings, model)
+        finish(folder, description, settings, model)
     more_pictures(folder, args, model, settings)
     print(f"{args.n} images in {folder}/pngs, {len(missing)} of them drawn now ({seconds:.1f} s)")
     return 0
@@ -130,7 +136,8 @@ def interpolate(
         raise UserError("--interpolate: name the one class of both ends, as in --classes 3")
     config, device = model.config, next(model.denoiser.parameters()).device
     ends = ImageNoise(config.seed, args.interpolate, config.network.image_shape, device).draw()
-    noise = slerp(*ends, torch.linspace(0, 1, args.interp_steps, device=device))
+    steps = args.interp_steps or 10
+    noise = slerp(*ends, torch.linspace(0, 1, steps, device=device))
     images = []
     for part in noise.split(args.batch_size):
         y = labels_of(model.denoiser, settings, args.interpolate[:1] * len(part))
@@ -138,7 +145,7 @@ def interpolate(
         images.append(to_uint8(model.denoiser.decode(x0)).cpu())
     path = folder / "interpolation_{}_{}.png".format(*args.interpolate)
     if distributed.is_main():
-        save_image_grid(path, torch.cat(images), args.interp_steps)
+        save_image_grid(path, torch.cat(images), steps)
     print(f"wrote {path}")
 
 
@@ -158,7 +165,7 @@ def draw(
         log.info("all %d images are there already", args.n)
         return 0.0
     if distributed.is_main():
-        write_json(folder / "samples.json", description)
+        write_json(folder / "samples.json", {**description, "n": args.n})
     distributed.barrier()
     share = distributed.share(len(missing))
     mine = missing[share.start : share.stop]

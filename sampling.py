@@ -213,11 +213,17 @@ def sample(
     """The images with these indices: (N, C, H, W) uint8, on the denoiser's device.
 
     Starting and step noise, of `image_shape`, depend on the seed and each index alone; latents
-    are decoded.
+    are decoded. Raises UserError if one has a pixel that is no finite number.
     """
     noise = ImageNoise(seed, indices, image_shape, next(denoiser.parameters()).device)
     y = labels_of(denoiser, settings, indices)
-    return to_uint8(denoiser.decode(solve(denoiser, settings, noise.draw, y, use_amp, watch)))
+    x0 = denoiser.decode(solve(denoiser, settings, noise.draw, y, use_amp, watch))
+    if not x0.isfinite().all():
+        raise UserError(
+            "an image is not finite: leave out --use_amp or --no_clip, lower --guidance, or take "
+            "another checkpoint"
+        )
+    return to_uint8(x0)
 
 
 def sample_in_batches(

@@ -26,7 +26,7 @@ from checkpoint import load_denoiser
 from cli import job, one_process
 from evaluation.tables import aligned
 from model.denoiser import Denoiser
-from model.diffusers_checkpoints import is_diffusers, pipeline_parts
+from model.diffusers_checkpoints import is_diffusers, read_plan
 from model.hub import fetched
 from sampling import SamplerSettings, noise_levels, sample, sampler_settings, solve
 from support.errors import UserError
@@ -137,7 +137,7 @@ class Pair:
 
         self.device, self.use_amp = device, use_amp
         folder = fetched(ckpt)
-        if not is_diffusers(folder) or "unet" not in (parts := pipeline_parts(folder)):
+        if not is_diffusers(folder) or "unet" not in (parts := read_plan(folder)[0]):
             raise UserError(
                 f"--ckpt {ckpt}: not a UNet that diffusers saved, see docs/diffusers.md"
             )

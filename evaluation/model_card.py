@@ -41,7 +41,9 @@ def write_card(
     rows, protocols = probe_rows(results, known)
     paths = [folder / "README.md"]
     picture, sampling = samples_of(results, known)
-    if picture is not None:
+    if picture is None:
+        (folder / "samples.png").unlink(missing_ok=True)  # an earlier export's, of other weights
+    else:
         paths.append(folder / "samples.png")
         with replacing(paths[1]) as temporary:
             shutil.copyfile(picture, temporary)

@@ -96,8 +96,13 @@ class DDPM(Denoiser):
                 f"diffusion: with n_T {self.n_T} and these betas the last noise level is too large "
                 f"to compute with ({sigmas[-1]:.3g}): lower n_T or betas"
             )
-        sigmas = torch.tensor(sigmas, dtype=torch.float32)
-        self.register_buffer("sigmas", sigmas, persistent=False)
+        sigmas = sigmas.astype(np.float32)
+        if not (sigmas[0] > 0 and (sigmas[1:] > sigmas[:-1]).all()):
+            raise UserError(
+                "diffusion: with these betas some noise levels are 0, or no higher than those "
+                "before: raise betas"
+            )
+        self.register_buffer("sigmas", torch.tensor(sigmas), persistent=False)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Log-linear between whole t; below t = 1, where beta is constant, sigma_1 sqrt(t)."""

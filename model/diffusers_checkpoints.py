@@ -36,8 +36,14 @@ def is_diffusers(path: Path) -> bool:
     return (path / INDEX).is_file()
 
 
-def pipeline_parts(path: Path) -> dict[str, str]:
-    """{part: the name of its class}. Raises UserError for one that is not read here."""
+def read_plan(path: Path) -> tuple[dict[str, str], dict]:
+    """What is known without the weights: {part: the name of its class}, and the `diffusion`
+    section of a config. Raises UserError for a part, schedule or prediction that is not read here.
+    """
+    return _parts(path), read_schedule(_folder_of(path, "scheduler") / "scheduler_config.json")
+
+
+def _parts(path: Path) -> dict[str, str]:
     index = read_json(path / INDEX, advice=AGAIN)
     classes = {k: v[1] for k, v in index.items() if isinstance(v, list) and len(v) > 1}
     parts = {part: str(kind) for part, kind in classes.items() if kind}
@@ -58,9 +64,8 @@ def read_pipeline(path: Path) -> tuple[DiffusersNet, dict]:
     Raises UserError where diffusers is not installed, and for a kind of model, schedule or
     prediction that is not read here.
     """
-    parts = pipeline_parts(path)
+    parts, diffusion = read_plan(path)
     network_part = "transformer" if "transformer" in parts else "unet"
-    diffusion = read_schedule(_folder_of(path, "scheduler") / "scheduler_config.json")
     network = _from_pretrained(_folder_of(path, network_part), NETWORKS[parts[network_part]])
     vae = None
     if "vae" in parts:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from model.diffusers_checkpoints import is_diffusers, pipeline_parts
+from model.diffusers_checkpoints import is_diffusers, read_plan
 from model.released import WEIGHTS
 from support import distributed
 from support.errors import UserError
@@ -23,7 +23,7 @@ def fetched(path: str | Path) -> Path:
         return Path(path)
     folder = _snapshot(name, WEIGHTS)
     if is_diffusers(folder):
-        pipeline_parts(folder)  # what is not read is refused before its weights are fetched
+        read_plan(folder)  # what is not read is refused before its weights are fetched
         folder = _snapshot(name, f"*{PIPELINE_WEIGHTS}.safetensors")
         beside = [config.parent for config in folder.rglob("config.json")]
         if not all((part / f"{PIPELINE_WEIGHTS}.safetensors").exists() for part in beside):

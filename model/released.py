@@ -43,8 +43,6 @@ def write_released(folder: Path, weights: dict[str, Tensor], about: dict, dtype:
     Raises UserError if the folder cannot be written, or if a weight is too large for `dtype`.
     """
     data = safetensors.torch.save(rounded(weights, dtype), metadata={"format": "pt"})
-    with replacing(folder / WEIGHTS) as temporary:
-        temporary.write_bytes(data)
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -53,7 +51,9 @@ def write_released(folder: Path, weights: dict[str, Tensor], about: dict, dtype:
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    write_json(folder / DESCRIPTION, description)
+    write_json(folder / DESCRIPTION, description)  # first: it tells a release from other files
+    with replacing(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(data)
     return description
 
 

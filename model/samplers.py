@@ -199,6 +199,11 @@ def guided(D: Callable[..., Tensor], y: Tensor, w: float) -> DenoiseFn:
 def leading(denoiser: Denoiser, steps: int, sigma_max: float) -> list[float]:
     """t = 1 + floor(i n / steps), n that of sigma_max: the reference's 1, 11, .. 991 for 100."""
     n = last_timestep(denoiser, sigma_max)
+    if steps < n < denoiser.n_T:
+        raise ValueError(
+            f"it starts below --sigma_max, at t = {1 + (steps - 1) * n // steps} and not {n}; "
+            "--spacing trailing, karras or log_snr start there"
+        )
     return _sigmas_of(denoiser, [1 + i * n // steps for i in reversed(range(steps))], n)
 
 

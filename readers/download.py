@@ -45,7 +45,13 @@ def fetch(archive: Archive, folder: Path) -> Path:
     """
     path = folder / archive.name
     if path.exists():
-        _check_original(path, archive)
+        try:
+            _check_original(path, archive)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}): remove it to download it again, or "
+                "put the file there"
+            ) from None
         return path
     part = path.with_name(f"{path.name}.part")
     failures = []

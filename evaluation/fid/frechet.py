@@ -57,6 +57,9 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return float(shift @ shift + traces - 2 * trace_of_root)
 
 
+SUBSET_SIZE = 1000  # images of a subset of KID
+
+
 @dataclass(frozen=True)
 class KernelDistance:
     """KID: the squared MMD's mean and standard deviation over subsets."""
@@ -68,7 +71,7 @@ class KernelDistance:
 
 
 def kernel_distance(
-    x: np.ndarray, y: np.ndarray, seed: int = 0, subsets: int = 100, subset_size: int = 1000
+    x: np.ndarray, y: np.ndarray, seed: int = 0, subsets: int = 100, subset_size: int = SUBSET_SIZE
 ) -> KernelDistance:
     """KID from the unbiased squared MMD of random subsets.
 

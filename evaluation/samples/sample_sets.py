@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -16,14 +17,17 @@ from utils import log
 GRID_IMAGES = 100  # at most so many in grid.png
 
 
-def finish(
-    folder: Path, n: int, description: dict, settings: SamplerSettings, model: TrainedModel
-) -> None:
-    """Writes samples.json, and the grid of the set's first images: a row for each class."""
+def finish(folder: Path, description: dict, settings: SamplerSettings, model: TrainedModel) -> None:
+    """Writes samples.json, and the grid of the set's first images: a row for each class.
+
+    The set is of the images without a gap, however many the last call asked for.
+    """
+    there = images_there(folder)
+    n = next(i for i in count() if i not in there)
     images = torch.stack([load_png(png(folder, i)) for i in range(min(n, GRID_IMAGES))])
     # between the images, over pixels: near 0 when all look the same
     variance = images.float().div(127.5).var(dim=0, correction=0).mean().item()
-    facts = {"pixel_variance": round(variance, 5)}
+    facts = {"n": n, "pixel_variance": round(variance, 5)}
     if model.denoiser.classes and "data" in model.about:
         facts["class_names"] = model.about["data"]["classes"]
     write_json(folder / "samples.json", description | facts)
@@ -65,6 +69,13 @@ def earlier_set(folder: Path, description: dict) -> dict:
         return {}
     advice = "move the folder away, or choose another --output_dir"
     earlier = read_json(path, {"n": int}, advice)
+    refuse_others(f"{folder} holds images", earlier, description)
+    return earlier
+
+
+def refuse_others(what: str, earlier: dict, description: dict) -> None:
+    """Raises UserError, beginning with `what`, if a record of `earlier` images differs from the
+    `description` of others (see `describe`) in more than the checkpoint's path."""
     differences = [
         f"  {key}: {value}, not {earlier.get(key)}"
         for key, value in description.items()
@@ -72,11 +83,10 @@ def earlier_set(folder: Path, description: dict) -> dict:
     ]
     if differences:
         raise UserError(
-            f"{folder} holds images made in another way:\n"
+            f"{what} made in another way:\n"
             + "\n".join(differences)
             + "\nmove them away, or choose another --output_dir"
         )
-    return earlier
 
 
 def remove_damaged(folder: Path) -> None:
@@ -107,12 +117,17 @@ def png(folder: Path, index: int) -> Path:
     return folder / "pngs" / f"{index}.png"
 
 
+def images_there(folder: Path) -> set[int]:
+    """The indices of a set's PNGs."""
+    return {int(path.stem) for path in (folder / "pngs").glob("*.png") if path.stem.isdecimal()}
+
+
 def missing_images(folder: Path, n: int) -> Sequence[int]:
     """The indices below n that have no PNG yet, ascending.
 
     It is a range where all of them are at the end: n may be more than a list can hold.
     """
-    there = {int(path.stem) for path in (folder / "pngs").glob("*.png") if path.stem.isdecimal()}
+    there = images_there(folder)
     end = min(max(there, default=-1) + 1, n)
     holes = [i for i in range(end) if i not in there]
     return [*holes, *range(end, n)] if holes else range(end, n)

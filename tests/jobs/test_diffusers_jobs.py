@@ -183,13 +183,22 @@ def test_a_pipeline_of_the_hub(tmp_path, monkeypatch, safe):
     assert model.fingerprint() == checkpoint.load_denoiser(tmp_path / "source").fingerprint()
 
 
-def test_what_is_not_read_is_refused_before_its_weights_are_fetched(tmp_path, monkeypatch, mistake):
+@pytest.mark.parametrize(("file", "known", "unknown", "message"), [
+    ("model_index.json", "UNet2DModel", "UNet2DConditionModel",
+     "its unet UNet2DConditionModel is not read here"),
+    ("scheduler/scheduler_config.json", '"epsilon"', '"flow_prediction"',
+     "prediction_type flow_prediction is not read here"),
+])  # fmt: skip
+def test_what_is_not_read_is_refused_before_its_weights_are_fetched(
+    tmp_path, monkeypatch, mistake, file, known, unknown, message
+):
     save_unet(tmp_path / "source")
-    index = tmp_path / "source" / "model_index.json"
-    index.write_text(index.read_text().replace("UNet2DModel", "UNet2DConditionModel"))
+    path = tmp_path / "source" / file
+    assert known in path.read_text()
+    path.write_text(path.read_text().replace(known, unknown))
     hub = Hub(tmp_path / "source", tmp_path / "cache")
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub.snapshot_download)
-    with mistake("its unet UNet2DConditionModel is not read here"):
+    with mistake(message):
         sample.main(["--ckpt", "hf:runwayml/stable-diffusion"])
     assert all(name.endswith(".json") for name in hub.fetched)
 

@@ -92,8 +92,28 @@ def test_the_card_and_what_is_printed(exported, tiny_checkpoint):
     assert "python sample.py --ckpt out --n 16 --sampler ddim --steps 2 --eta 0.0 --no_clip" in body
     assert "probes by cached" in printed
     assert f"python sample.py --ckpt {folder} --n 16" in printed
+    (run / "EMAgenerated_ep1_ddim_steps2_eta0.0_noclip" / "grid.png").unlink()
     exported()  # over an earlier export
     assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
+    assert not (folder / "samples.png").exists()
+
+
+def test_a_killed_export_is_done_again_by_the_same_command(exported, tmp_path):
+    folder, _ = exported()
+    for left in ("README.md", "model.safetensors"):
+        (folder / left).unlink()
+        exported()
+        assert (folder / left).exists()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "config.json", "model.safetensors",
+    ]  # fmt: skip
+
+
+def test_settings_of_the_command_line_are_those_of_the_release(exported):
+    folder, _ = exported("--set", "linear.timestep=11", "--set", "linear.blockname=out_1")
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert (config["linear"]["timestep"], config["linear"]["blockname"]) == (11, "out_1")
+    assert 'D.features(x0, 11, noise, ["out_1"])' in (folder / "README.md").read_text()
 
 
 def test_grids_of_other_weights_are_not_on_the_card(exported, tiny_config, tiny_checkpoint):

@@ -211,6 +211,7 @@ def test_the_job_scores_a_folder_and_the_training_set_itself(
     assert scores["kid"]["subset_size"] == 4
     assert scores["kid"]["seed"] == 0  # which draws its subsets
     assert "reference: 100%" in messages
+    assert "every subset of KID has all 4 images" in messages
 
     exported = tmp_path / "out" / "pngs"
     fid.main([*experiment, "--export_reference", str(exported)])
@@ -228,7 +229,7 @@ def scores_in(folder: Path) -> dict[str, dict]:
 
 
 def test_scores_of_different_settings_stand_side_by_side(
-    experiment, torch_home, no_resizing, tmp_path
+    experiment, torch_home, no_resizing, tmp_path, mistake
 ):
     for epoch in (3, 5):
         save_model(parse_config({**TINY, "save_dir": str(tmp_path / "run")}), epoch)
@@ -244,6 +245,8 @@ def test_scores_of_different_settings_stand_side_by_side(
     ]  # fmt: skip
     assert [scores["steps"] for _, scores in sorted(found.items())] == [2, 3]
     assert [scores["seed"] for scores in found.values()] == [0, 0]
+    with mistake("seed: 7, not 5"):
+        fid.main([*experiment, "--n", "4", "--epoch", *settings[-1], "--seed", "7"])
     assert list(out) == ["fid_ep5_ddim_steps2_eta0.0_n4.json"]
     assert out["fid_ep5_ddim_steps2_eta0.0_n4.json"]["seed"] == 5
 
@@ -274,6 +277,8 @@ def test_what_the_job_draws_scores_as_the_set_that_sample_draws(
         (["--samples", "x", "--epoch", "3"], "--samples and --epoch exclude each other"),
         (["--samples", "nowhere"], "nowhere"),
         (["--samples", "x", "--steps", "9", "--no_clip"], "leave out --steps, --no_clip"),
+        (["--export_reference", "x", "--eta", "1"], "nothing is drawn: leave out --eta"),
+        (["--samples", "x", "--compile"], "--samples and --compile exclude each other"),
         (["--n", "4"], "no model_<epoch>.pth"), (["--n", "4", "--batch_size", "0"], "at least 1"),
     ],
 )  # fmt: skip

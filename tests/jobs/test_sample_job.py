@@ -81,6 +81,27 @@ def test_a_set_whose_call_ended_before_the_grid_is_described_as_any_other(
     assert len(pixels(folder)) == 5
     call()  # draws none
     assert differences(tmp_path / "whole", folder) == []
+    assert json.loads((folder / "samples.json").read_text())["versions"]["torch"]
+
+
+def test_a_call_for_fewer_images_changes_nothing_of_the_set(call, folder):
+    call()
+    before = json.loads((folder / "samples.json").read_text()), (folder / "grid.png").read_bytes()
+    call("--n", "2")
+    after = json.loads((folder / "samples.json").read_text()), (folder / "grid.png").read_bytes()
+    assert after == before
+
+
+def test_a_set_has_the_images_that_are_there_not_those_once_asked_for(call, folder, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(sample, "finish", killed_here)
+        with pytest.raises(Killed):
+            call("--n", "9")
+    assert json.loads((folder / "samples.json").read_text())["n"] == 9
+    for i in (7, 8):
+        (folder / "pngs" / f"{i}.png").unlink()
+    call()
+    assert json.loads((folder / "samples.json").read_text())["n"] == 7
 
 
 class Killed(BaseException):
@@ -118,6 +139,8 @@ def test_more_images_extend_a_set(call, folder):
     call()
     call("--num_samples", "7")
     assert len(pixels(folder)) == 7
+    facts = json.loads((folder / "samples.json").read_text())
+    assert (facts["n"], facts["drawn_in_last_call"]) == (7, 2)
 
 
 @pytest.mark.parametrize(("change", "names"), [

@@ -24,13 +24,15 @@ from sampling import sampler_settings
 @pytest.fixture
 def call(tiny_yaml, tiny_checkpoint, tmp_path):
     def call(*more: str) -> Path:
-        return drawn(tmp_path / "out", "--config", tiny_yaml, "--steps", "4", "--n", "3", *more)
+        return drawn(tmp_path / "out", 3, "--config", tiny_yaml, "--steps", "4", *more)
 
     return call
 
 
-def drawn(folder: Path, *options) -> Path:
+def drawn(folder: Path, n: int, *options) -> Path:
     argv = [*map(str, options), "--device", "cpu", "--output_dir", str(folder)]
+    if "--interpolate" not in options:
+        argv = ["--n", str(n), *argv]
     assert sample.main(argv) == 0
     return folder
 
@@ -71,6 +73,8 @@ def test_classes_go_round_by_index_and_guidance_0_ignores_them(conditional):
     (("--interpolate", "0", "1", "--eta", "0.5"), "deterministic"),
     (("--interpolate", "0", "1", "--interp_steps", "1"), "at least 2"),
     (("--interpolate", "0", "1", "--neighbours"), "exclude each other"),
+    (("--interpolate", "0", "1", "--n", "3"), "exclude each other"),
+    (("--interp_steps", "5"), "--interp_steps: of --interpolate"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(call, mistake, options, message):
     with mistake(message):
@@ -83,7 +87,7 @@ def call_conditional(tiny_config, conditional, tmp_path):
     path = save_model(config, 0, conditional.net.state_dict())
 
     def call(*more: str) -> Path:
-        return drawn(tmp_path / "out", "--ckpt", path, "--steps", "2", "--n", "6", *more)
+        return drawn(tmp_path / "out", 6, "--ckpt", path, "--steps", "2", *more)
 
     return call
 
@@ -140,6 +144,13 @@ def test_interpolation_begins_and_ends_in_the_two_images(call):
         shown = strip[2 * zoom : cell : zoom, left : left + 8 * zoom : zoom]
         image = np.array(Image.open(out / "pngs" / f"{index}.png")).astype(int)
         assert np.abs(shown - image).max() <= 1
+
+
+def test_a_strip_of_other_images_does_not_join_a_set(call, mistake):
+    out = call()
+    with mistake("seed: 3, not 0"):
+        call("--interpolate", "0", "1", "--seed", "3")
+    assert not list(out.glob("interpolation*"))
 
 
 def test_slerp_keeps_the_length_of_noise():

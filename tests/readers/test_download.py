@@ -174,6 +174,12 @@ def test_another_file_of_that_name_is_refused_and_left_alone(server, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_folder_in_the_place_of_the_file_is_named(server, tmp_path):
+    (tmp_path / "file.bin").mkdir()
+    with pytest.raises(UserError, match=r"file\.bin: cannot be read \(Is a directory\)"):
+        fetch(archive(server.url()), tmp_path)
+
+
 def test_a_full_disk(server, tmp_path):
     (tmp_path / "file.bin.part").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot save .*: No space left"):

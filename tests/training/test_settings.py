@@ -29,9 +29,13 @@ def test_an_edm_that_ends_before_the_noise_covers_the_image_is_told_of_its_own_s
     assert "betas" not in caplog.text
 
 
-def test_noise_that_is_too_large_for_float32_is_refused():
-    config = load_config("config/digits.yaml", ["diffusion.n_T=20000"])
-    with pytest.raises(UserError, match=r"with n_T 20000 .* too large .*lower n_T or betas"):
+@pytest.mark.parametrize(("setting", "message"), [
+    ("n_T=20000", r"with n_T 20000 .* too large .*lower n_T or betas"),
+    ("betas=[1e-17,0.02]", "some noise levels are 0.*raise betas"),
+])  # fmt: skip
+def test_noise_that_is_too_large_or_too_small_for_floats_is_refused(setting, message):
+    config = load_config("config/digits.yaml", [f"diffusion.{setting}"])
+    with pytest.raises(UserError, match=message):
         build_denoiser(config)
 
 
