@@ -332,4 +332,6 @@ def untrained(config: Config, device: torch.device, path: str | Path | None = No
 
 def _those_in(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob("*.pth"))
-    return f"There are: {', '.join(names)}" if names else f"{folder} holds none: run train.py first"
+    if not names:
+        return f"{folder} holds none: run train.py first"
+    return f"There are: {', '.join(names)}; --ckpt takes any of them"

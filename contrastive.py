@@ -25,6 +25,7 @@ from evaluation.plots import subject
 from evaluation.probe.features import model_source
 from evaluation.tables import find_or_add_row
 from support import distributed
+from support.errors import UserError
 from support.files import check_writable, write_json
 from utils import log, permutation, pick_device
 
@@ -113,12 +114,12 @@ def measured(
     seconds = time.perf_counter() - start
     row |= {
         "checkpoint": str(model.path), "input_scale": model.input_scale, "device": device.type,
-        "use_amp": args.use_amp, "versions": versions(),
+        "use_amp": args.use_amp, "versions": versions(), "config": config.model_dump(mode="json"),
     }  # fmt: skip
     row["seconds"] = row.get("seconds", 0.0) + seconds
     log.info(f"{model.stage}: measured in {seconds:.1f} s")
     if distributed.is_main():
-        write_json(path, {"measurements": rows, "config": config.model_dump(mode="json")})
+        write_json(path, {"measurements": rows})
     return row, blocks
 
 
@@ -134,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
         if images is None:  # the same for every checkpoint of a run
             check_writable([path.parent])
             dataset = load_dataset(args, model.config, args.split, model)
+            if len(dataset) < 2:
+                raise UserError(f"{dataset.name} {args.split}: one image; uniformity is of pairs")
             images = some_images(dataset, args.n, model.config.seed)
         row, blocks = measured(args, model, images, path, device)
         rows.append(row)

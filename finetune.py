@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from arguments import Exclusion
-from checkpoint import TrainedModel, versions
+from checkpoint import TrainedModel
 from cli import (
     add_output_dir,
     job,
@@ -163,9 +163,9 @@ def main(argv: list[str] | None = None) -> int:
         "history": history,
         "test_accuracy": accuracy,
         "test_interval": wilson_interval(accuracy, len(test)),
-        "device": device.type,
+        "input_scale": model.input_scale,
+        **run.made_by,
         "seconds": run.seconds,
-        "versions": versions(),
     }
     stem = f"finetune_{block}_t{t}" + (f"_n{args.n_train}" if args.n_train else "")
     write_result(folder, stem, record)

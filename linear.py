@@ -156,7 +156,8 @@ def results_of(
     """What the probe finds, under a title and with the facts that its files record."""
     cell = None if args.grid else probe.cells[0]
     if args.epochs is not None:
-        what, facts = cell.name if cell else "the grid's best cell", {}
+        what = cell.name if cell else "the grid's best cell"
+        facts = {"input_scale": args.input_scale}
     about_what = subject(probe.train.name, config.model_type)
     title = f"{probe.kind} probe: {about_what}, {what}, protocol {args.protocol}"
     about = {

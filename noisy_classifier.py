@@ -14,7 +14,6 @@ from dataclasses import asdict
 from torch import nn
 
 from arguments import Exclusion
-from checkpoint import versions
 from cli import (
     add_output_dir,
     job,
@@ -135,10 +134,10 @@ def main(argv: list[str] | None = None) -> int:
         "parameters_trained": sum(p.numel() for p in classifier.parameters()),
         "levels": [asdict(level) for level in levels],
         "history": history,
-        "device": device.type,
+        "input_scale": model and model.input_scale,
+        **run.made_by,
         "seconds_training": run.seconds,
         "seconds_scoring": time.perf_counter() - start,
-        "versions": versions(),
     }
     write_accuracies(folder, record)
     return 0

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from io import BufferedReader
 from pathlib import Path
@@ -45,8 +45,9 @@ from utils import log, pick_device, setup_logging
 LONG_SECONDS = 3600  # what is expected to take longer is announced
 MAY_BE_LEFT_OUT = ("fid",)  # needs weights that cannot always be had
 RESTS_ON = {"fid": "samples"}  # drawn again, or more of them, they are scored again
-STEP = {"command": list, "seconds": int | float, "left_out": str | None}
+STEP = {"command": list, "seconds": int | float, "left_out": str | None}  # why it has no result
 RECORD = {"weights": str | None, "steps": {str: STEP}}  # of reproduce.json
+PROBED = ("grid", "grid of an untrained network", "probe of raw pixels", "t-SNE")
 SHORTENED_BY = {
     "train": "--set n_epoch=...",
     "grid": "--protocol cached",
@@ -78,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     one_process("reproduce.py")
     config = pick_config(args)
+    if not config.save_model:
+        raise UserError("save_model: False keeps no checkpoint to probe: set it to True")
     check_writable([config.save_dir])
     record_path = Path(config.save_dir) / "reproduce.json"
     record = read_record(record_path)
@@ -86,12 +89,19 @@ def main(argv: list[str] | None = None) -> int:
         announce_long_work(args, config)
     train = [*python("train.py"), *common_arguments(args)]
     train += ["--compile"] if args.compile else []
-    steps["train"] = run("train", train, steps.get("train"))
-    write_json(record_path, record)
+
+    def keep() -> None:
+        write_json(record_path, record)
+
+    run("train", train, steps, keep)
     model = checkpoint.load_denoiser(checkpoint.find(config.save_dir), config=config)
     if record["weights"] != model.fingerprint():  # later steps of another training do not count
         record = {"weights": model.fingerprint(), "steps": {"train": steps["train"]}}
         steps = record["steps"]
+    heads = config.linear.model_dump()
+    for name in PROBED if record.get("linear", heads) != heads else ():
+        steps.pop(name, None)
+    record["linear"] = heads
     samples = default_samples_folder(config.save_dir, model.epoch, sampler_settings(model.denoiser))
     for name, command in later_steps(args, model, samples):
         if steps.get(name, {}).get("command") == command and not steps[name]["left_out"]:
@@ -99,9 +109,8 @@ def main(argv: list[str] | None = None) -> int:
             continue
         for later in [later for later, on in RESTS_ON.items() if on == name]:
             steps.pop(later, None)
-        write_json(record_path, record)
-        steps[name] = run(name, command)
-        write_json(record_path, record)
+        keep()
+        run(name, command, steps, keep)
     print(f"the report is {write_report(model, steps, args.protocol, samples)}")
     return 0
 
@@ -150,24 +159,32 @@ def read_record(path: Path) -> dict:
     return read_json(path, RECORD)
 
 
-def run(name: str, command: list[str], earlier: dict | None = None) -> dict:
-    """Runs one job, passing its messages on. Returns what the report says of it.
+def run(name: str, command: list[str], steps: dict[str, dict], keep: Callable[[], None]) -> None:
+    """Runs one job, passing its messages on, puts what is said of it into `steps`, and has that
+    kept. The seconds are those of all calls: of training, and of another step since its command
+    is the same.
 
     Raises UserError if it failed and may not be left out, SystemExit if it was interrupted.
     """
+    earlier = steps.get(name)
+    goes_on = earlier and (name == "train" or earlier["command"] == command)
     log.info("\n=== %s: %s", name, command_line(command))
     started = time.monotonic()
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     with forwarding_signals(process):
         messages = pass_on(process.stderr)
         code = process.wait()
-    if code in {c for number in stopping_signals() for c in (128 + number, -number)}:
+    seconds = time.monotonic() - started + (earlier["seconds"] if goes_on else 0)
+    stopped = code in {c for number in stopping_signals() for c in (128 + number, -number)}
+    last_line = messages.strip().rpartition("\n")[2]
+    reason = messages.rpartition("error: ")[2].strip() if "error: " in messages else last_line
+    why = None if code == 0 else "interrupted" if stopped else reason
+    steps[name] = {"command": command, "seconds": round(seconds, 1), "left_out": why}
+    keep()
+    if stopped:
         raise SystemExit(code if code > 0 else 128 - code)
-    reason = messages.rpartition("error: ")[2].strip()
-    if code and name not in MAY_BE_LEFT_OUT:
+    if code and not (code == 2 and name in MAY_BE_LEFT_OUT):
         raise UserError(f"{name} failed (exit code {code}): {reason}")
-    seconds = time.monotonic() - started + (earlier or {}).get("seconds", 0)
-    return {"command": command, "seconds": round(seconds, 1), "left_out": reason if code else None}
 
 
 def pass_on(stream: BufferedReader) -> str:
@@ -208,10 +225,9 @@ def announce_long_work(args: argparse.Namespace, config: Config) -> None:
         cost, images = pool.submit(measure, args, config).result()
     for name, seconds in expected_seconds(args, config, cost, images).items():
         if seconds > LONG_SECONDS:
-            log.info(
-                "%s: about %.1f h expected; %s shortens it",
-                name, seconds / 3600, SHORTENED_BY[name],
-            )  # fmt: skip
+            taken = f"--protocol {args.protocol}" == SHORTENED_BY[name]
+            advice = "" if taken else f"; {SHORTENED_BY[name]} shortens it"
+            log.info("%s: about %.1f h expected%s", name, seconds / 3600, advice)
 
 
 def measure(args: argparse.Namespace, config: Config) -> tuple[Cost, int]:

@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     source.check([t], [block])
     check_writable([results_folder(args, model.config), save_dir / "features"])
     test = load_dataset(args, model.config, "test", model)
+    if len(test) < 2:
+        raise UserError(f"{test.name} test: one image; t-SNE shows where several lie")
     extractor = Extractor(source, device, seed, args.batch_size, save_dir / "features")
     features = extractor(test, [t], [block])[t, block]
     if not distributed.is_main():

@@ -113,7 +113,8 @@ def parse_config(values: dict, overrides: list[str] = (), source: str = "config"
 
 
 def config_differences(ours: Config, theirs: Config, ignore: set[str] = frozenset()) -> list[str]:
-    """Lines `key: ours, theirs` for every value that differs; `ignore` names top-level keys."""
+    """Lines `key: ours, theirs` for every value that differs; `ignore` names keys, those of a
+    section as "network.dropout"."""
     lines = []
     for key, a in ours.model_dump().items():
         b = theirs.model_dump()[key]
@@ -121,6 +122,7 @@ def config_differences(ours: Config, theirs: Config, ignore: set[str] = frozense
             continue
         if isinstance(a, dict):
             keys = sorted(set(a) | set(b))
+            keys = [k for k in keys if f"{key}.{k}" not in ignore]
             pairs = [(f"{key}.{k}", a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k)]
         else:
             pairs = [(key, a, b)]

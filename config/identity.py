@@ -17,14 +17,21 @@ TRAINING_ONLY = {  # of these, what changes no output of given weights
     "network": ("dropout", "zero_init"),
 }
 
+AFTER_THE_START = {  # what changes neither the weights that training begins with nor their outputs
+    "diffusion": TRAINING_ONLY["diffusion"],
+    "network": ("dropout",),
+}
+
 
 def may_differ(config: Config) -> set[str]:
-    """The top-level keys that may differ between a checkpoint and a config for the same network.
+    """The keys that may differ between a checkpoint and a config for the same network; those of a
+    section as "network.dropout".
 
     With labels, the number of classes is that of the rows of an embedding.
     """
     decides = {*MODEL_KEYS, "classes"} if config.cond_drop_prob else set(MODEL_KEYS)
-    return set(Config.model_fields) - decides
+    inside = {f"{section}.{name}" for section, names in TRAINING_ONLY.items() for name in names}
+    return set(Config.model_fields) - decides | inside
 
 
 def beside_weights(config: Config) -> str:
@@ -42,14 +49,16 @@ def _beside(config: Config) -> dict:
     }
 
 
-def outputs_alike(one: Mapping, other: Mapping) -> bool:
-    """Whether two configs, as dicts, are of the same network and process, up to training."""
+def same_untrained(one: Mapping, other: Mapping) -> bool:
+    """Whether, with one seed, two configs, as dicts, begin with the same weights in the same
+    process."""
 
     def facts(config: Mapping) -> list:
         sections = [
             {k: v for k, v in config.get(section, {}).items() if k not in names}
-            for section, names in TRAINING_ONLY.items()
+            for section, names in AFTER_THE_START.items()
         ]
-        return [config.get("model_type"), config.get("net_type"), *sections]
+        labels = config.get("cond_drop_prob") and config.get("classes")
+        return [config.get("model_type"), config.get("net_type"), labels, *sections]
 
     return facts(one) == facts(other)

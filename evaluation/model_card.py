@@ -20,7 +20,8 @@ HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
 }  # fmt: skip
 PROBE = {  # what is read of a grid's record, and its form
     "baseline": str | None, "fingerprint": str, "protocol": str, "dataset": str, "seed": int,
-    "n_train": int, "n_test": int, "config": {"network": dict, "linear": dict, "flip": bool},
+    "n_train": int, "n_test": int, "use_amp": bool,
+    "config": {"network": dict, "linear": dict, "flip": bool},
     "headline": dict | None,
 }  # fmt: skip
 HEADLINE = {"k": int | None, "by_sigma": bool}  # none where all cells are combined; older: other

@@ -14,7 +14,7 @@ from conftest import ROOT, save_model
 
 import checkpoint
 from config import parse_config
-from config.identity import outputs_alike
+from config.identity import same_untrained
 from model.models import build_denoiser
 from support.errors import UserError
 
@@ -199,7 +199,21 @@ def test_fingerprint_follows_what_decides_the_outputs_of_given_weights(tiny_conf
     other.net.load_state_dict(weights)
     model = checkpoint.TrainedModel(other, parse_config(values), 1, Path())
     assert (model.fingerprint() == checkpoint.fingerprint(weights)) == same
-    assert outputs_alike(tiny_config.model_dump(), model.config.model_dump()) == same
+    assert same_untrained(tiny_config.model_dump(), model.config.model_dump()) == same
+
+
+@pytest.mark.parametrize(("changed", "same"), [
+    ({"cond_drop_prob": 0.1}, False), ({"network": {"zero_init": True}}, False),
+    ({"network": {"dropout": 0.5}}, True), ({"ema": 0.5}, True), ({"classes": 3}, True),
+])  # fmt: skip
+def test_configs_that_begin_with_the_same_weights_are_told_from_others(tiny_config, changed, same):
+    values = tiny_config.model_dump()
+    other = parse_config(
+        values | {k: values[k] | v if k == "network" else v for k, v in changed.items()}
+    )
+    first, second = (checkpoint.untrained(c, CPU).fingerprint() for c in (tiny_config, other))
+    assert (first == second) == same
+    assert same_untrained(values, other.model_dump()) == same
 
 
 # --- damage that a reader of the file alone would not notice

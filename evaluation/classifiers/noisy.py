@@ -123,10 +123,18 @@ class Backbone:
 
 
 def with_process(config: Config, mode: str | None) -> Config:
-    """The config, or one whose process is the one named `mode`, with its defaults."""
-    if mode in (None, config.model_type):
+    """The config, or one whose process is the one named `mode`, with its defaults.
+
+    A process of timesteps draws all of them alike, whatever noise the denoiser was trained on:
+    the classifier is scored at all of them.
+    """
+    if mode not in (None, config.model_type):
+        diffusion = PROCESSES[mode]().diffusion
+        config = config.model_copy(update={"model_type": mode, "diffusion": diffusion})
+    if not hasattr(config.diffusion, "time"):
         return config
-    return config.model_copy(update={"model_type": mode, "diffusion": PROCESSES[mode]().diffusion})
+    alike = config.diffusion.model_copy(update={"time": "discrete"})
+    return config.model_copy(update={"diffusion": alike})
 
 
 def noise_levels(config: Config) -> Denoiser:

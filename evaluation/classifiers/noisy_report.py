@@ -14,7 +14,10 @@ RECORD = {  # the form of a backbone's .json, as far as it is read
     "name": str,
     "levels": [{"t": NUMBER, "sigma": NUMBER, "accuracy": NUMBER, "interval": [NUMBER]}],
 }
-SAME = ("dataset", "mode", "diffusion", "seed", "n_train", "n_test", "test_fingerprint")
+SAME = (
+    "dataset", "mode", "diffusion", "seed", "flip", "n_train", "train_fingerprint", "n_test",
+    "test_fingerprint",
+)  # fmt: skip
 
 
 def write_accuracies(folder: Path, record: dict) -> None:

@@ -87,7 +87,8 @@ def training_batches(
 
 class SupervisedTraining:
     """A run: `step` counts optimizer steps done, `history` has one dict per finished epoch,
-    `seconds` are those of all calls together.
+    `seconds` are those of all calls together, `made_by` has device and versions of the last that
+    trained.
 
     The classifier is called with x0: (N, C, H, W) and what `draw` gives for the shape of the
     global batch and the step: tensors with one row per image, of which each rank takes its part.
@@ -115,7 +116,7 @@ class SupervisedTraining:
         self.last = recipe.epochs * batches.steps_per_epoch
         needs_scaler = use_amp and amp_dtype(self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=needs_scaler)
-        self.step, self.history, self.seconds = 0, [], 0.0
+        self.step, self.history, self.seconds, self.made_by = 0, [], 0.0, {}
         self.counted = time.monotonic()  # until when `seconds` are counted
         self.sums = torch.zeros(3, device=self.device)  # loss, correct, images of this epoch
         self.kept = Resumable(path, checkpoint.save, unit="batch")
@@ -199,6 +200,7 @@ class SupervisedTraining:
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "made_by": {"device": self.device.type, "versions": checkpoint.versions()},
         }
 
     def _load(self) -> bool:
@@ -214,6 +216,7 @@ class SupervisedTraining:
             self.classifier.load_state_dict(state["classifier"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
+            self.made_by = state["made_by"]
         return True
 
 

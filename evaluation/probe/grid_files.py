@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from checkpoint import TrainedModel
-from config.identity import outputs_alike
+from config.identity import same_untrained
 from evaluation.probe.cells import RESULT, Cell, CellResult
 from evaluation.probe.probe import PROTOCOLS
 from evaluation.tables import markdown_table, percent
 from support.errors import UserError
-from support.files import read_json
+from support.files import load_json, read_json
 
 GRID = {  # the form of a grid's .json, as far as it is read
     "baseline": str | None, "protocol": str, "epoch": int | None, "fingerprint": str,
     "n_train": int, "headline": (RESULT, type(None)), "cells": [RESULT],
 }  # fmt: skip
 UNTRAINED = GRID | {
-    "dataset": str, "n_test": int, "seed": int | None,
+    "dataset": str, "n_test": int, "seed": int | None, "use_amp": bool,
     "config": {"network": dict, "linear": dict, "flip": bool},
 }  # fmt: skip
 
@@ -81,12 +81,14 @@ def untrained_results(
     """What the same probe found in the same cells of the untrained network, in their order; []
     unless `folder` has all of them.
 
-    about: the facts of the probe that found `results`. Raises UserError if the file is damaged.
+    about: the facts of the probe that found `results`.
     """
     if about["baseline"] is not None:
         return []
     for path in sorted(folder.glob("linear_grid*_random.json")):
-        record = read_json(path, UNTRAINED)
+        record = load_json(path, UNTRAINED)
+        if record is None:
+            continue
         untrained = [CellResult.from_record(cell) for cell in record["cells"]]
         if _probed_alike(record, about) and _covers(untrained, results):
             at = {_same(result): result for result in untrained}
@@ -96,9 +98,11 @@ def untrained_results(
 
 def _probed_alike(one: Mapping, other: Mapping) -> bool:
     """Whether the facts of two grids are of the same network, images, protocol and fit."""
-    keys = ("protocol", "dataset", "n_train", "n_test", "seed")
+    keys = ("protocol", "dataset", "n_train", "n_test", "seed", "use_amp")
     same = all(one[key] == other[key] for key in keys) and _fit(one) == _fit(other)
-    return same and outputs_alike(one["config"], other["config"])
+    if "data" in one and "data" in other:  # older records have no fingerprints
+        same = same and one["data"] == other["data"]
+    return same and same_untrained(one["config"], other["config"])
 
 
 def _fit(about: Mapping) -> list:
@@ -125,7 +129,7 @@ def find_grid(
     """The file of the grid of this model's weights in `folder`, and its headline; None without.
 
     Of several it is that of the most training images, and of `protocol`, else of the first of
-    PROTOCOLS. Raises UserError if a file is damaged.
+    PROTOCOLS.
     """
     fitting = {
         path: record
@@ -164,11 +168,11 @@ def best_cell(
 
 def _grids_in(folder: Path) -> dict[Path, dict]:
     """Those of trained networks that have a headline, in the order of their names."""
-    records = {path: read_json(path, GRID) for path in sorted(folder.glob("linear_grid*.json"))}
+    records = {path: load_json(path, GRID) for path in sorted(folder.glob("linear_grid*.json"))}
     return {
         path: record
         for path, record in records.items()
-        if record["baseline"] is None and record["headline"] is not None
+        if record and record["baseline"] is None and record["headline"] is not None
     }
 
 

@@ -10,6 +10,15 @@ TEMPERATURE = 0.07
 SIMILARITIES = 2**24  # held in memory at a time
 
 
+def check_neighbours(n: int) -> None:
+    """Raises UserError if n images, those of the smaller bank, are too few for every k of KS."""
+    if n < min(KS):
+        raise UserError(
+            f"k-NN of {min(KS)} neighbours: there are only {n} images to find: give more "
+            "(--n_train), or take --protocol cached"
+        )
+
+
 def knn_accuracies(
     bank: Tensor, y_bank: Tensor, x: Tensor, y: Tensor, n_classes: int, ks: tuple[int, ...] = KS
 ) -> dict[int, float]:
@@ -17,15 +26,10 @@ def knn_accuracies(
 
     The k rows of bank: (M, D) with the highest cosine to a row vote for their class with the
     weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, eq. 9). A k of more rows than the
-    bank has is left out; raises UserError if none is left.
+    bank has is left out, see `check_neighbours`.
     """
-    enough = [k for k in ks if k <= len(bank)]
-    if not enough:
-        raise UserError(
-            f"k-NN of {min(ks)} neighbours: there are only {len(bank)} images to find: give more "
-            "(--n_train), or take --protocol cached"
-        )
-    ks, most = enough, max(enough)
+    ks = [k for k in ks if k <= len(bank)]
+    most = max(ks)
     bank = F.normalize(bank, dim=1)
     correct = dict.fromkeys(ks, 0)
     rows = max(1, SIMILARITIES // len(bank))

@@ -28,7 +28,7 @@ from evaluation.probe.cells import (
 )
 from evaluation.probe.features import Extractor, FeatureSource, save_features
 from evaluation.probe.heads import fit_logistic
-from evaluation.probe.knn import knn_accuracies
+from evaluation.probe.knn import check_neighbours, knn_accuracies
 from evaluation.probe.paper_protocol import fit_paper
 from evaluation.tables import wilson_interval
 from support import distributed
@@ -82,6 +82,7 @@ class Probe:
             "n_train": len(self.train),
             "n_validation": int(holdout(self.train.labels).sum()),
             "n_test": len(self.test),
+            "data": [self.train.fingerprint(), self.test.fingerprint()],
             "device": self.device.type,
         }
 
@@ -102,6 +103,8 @@ class Probe:
         """Probes every cell of `source`."""
         extractor = self.extractor(source, seed)
         arguments = (extractor, self.train, self.test, self.cells)
+        if self.protocol.name == "knn":
+            check_neighbours(len(self.train) - int(holdout(self.train.labels).sum()))
         start = time.perf_counter()
         if self.protocol.name == "paper":
             results = probe_paper(*arguments, self.protocol, self.folder)
@@ -117,7 +120,7 @@ class Probe:
         settings = {
             "protocol": self.protocol.name,
             "source": source.fingerprint,
-            "data": [self.train.fingerprint(), self.test.fingerprint()],
+            "data": self.facts()["data"],
             "cells": [*(list(dict.fromkeys(n)) for n in names), self.cells[0].by_sigma],
             "seed": seed,
             "fit": fit if self.protocol.name == "paper" else None,

@@ -122,6 +122,7 @@ def test_heads_that_were_fitted_otherwise_are_not_compared(tmp_path, protocol, c
     def about(n_epoch):
         return ABOUT | {
             "protocol": protocol, "dataset": "digits", "n_train": 9, "seed": 0, "baseline": None,
+            "use_amp": False, "data": ["a", "b"],
             "config": {"network": {}, "flip": True, "linear": {"n_epoch": n_epoch}},
         }  # fmt: skip
 
@@ -132,6 +133,10 @@ def test_heads_that_were_fitted_otherwise_are_not_compared(tmp_path, protocol, c
     write_json(tmp_path / "linear_grid_random.json", record)
     assert untrained_results(tmp_path, about(15), SINGLES) == SINGLES
     assert bool(untrained_results(tmp_path, about(1), SINGLES)) == compares
+    for other in ({"data": ["a", "c"]}, {"use_amp": True}, {"n_train": 8}):
+        assert untrained_results(tmp_path, about(15) | other, SINGLES) == []
+    (tmp_path / "linear_grid_random.json").write_text("{}")
+    assert untrained_results(tmp_path, about(15), SINGLES) == []
 
 
 # --- of one folder with grids of several

@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from evaluation.probe import knn
-from evaluation.probe.knn import TEMPERATURE, knn_accuracies
+from evaluation.probe.knn import TEMPERATURE, check_neighbours, knn_accuracies
 from support.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_a_near_neighbour_outvotes_two_that_are_less_near():
 
 
 def test_a_bank_smaller_than_k_is_refused():
-    few, some = (list(map(torch.from_numpy, overlapping(n, 1))) for n in (15, 150))
+    some = list(map(torch.from_numpy, overlapping(150, 1)))
     with pytest.raises(UserError, match=r"20 neighbours: there are only 15 .*--n_train"):
-        knn_accuracies(*few, *few, 4)
+        check_neighbours(15)
     assert knn_accuracies(*some, *some, 4).keys() == {20}  # not 200

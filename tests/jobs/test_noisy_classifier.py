@@ -231,7 +231,7 @@ def test_what_training_cannot_go_on_with_is_said(tmp_path):
 
 def test_another_process_leaves_the_rest_of_the_config():
     config = parse_config({"model_type": "DDPM", "diffusion": {"n_T": 500}, "dataset": "mnist"})
-    assert with_process(config, None) is with_process(config, "DDPM") is config
+    assert with_process(config, None) == with_process(config, "DDPM") == config
     other = with_process(config, "EDM")
     assert (other.model_type, other.dataset) == ("EDM", "mnist")
 
@@ -295,3 +295,10 @@ def test_mistakes_are_answered_in_a_line(tiny_yaml, tiny_checkpoint, capsys, arg
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_the_classifier_is_trained_where_it_is_scored_whatever_the_denoiser_was_trained_on():
+    config = parse_config({"diffusion": {"time": "lognormal", "p_mean": -3.0}})
+    process = noise_levels(with_process(config, None))
+    t = process.t(process.training_sigma(torch.linspace(0, 0.9999, 1000)))
+    assert t.tolist() == pytest.approx(range(1, 1001), abs=0.01)

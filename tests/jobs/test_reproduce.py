@@ -78,9 +78,10 @@ def stubbed(monkeypatch):
     report."""
     ran, reported = [], []
 
-    def run(name, command, earlier=None):
+    def run(name, command, steps, keep):
         ran.append(name)
-        return {"command": command, "seconds": 1.0, "left_out": None}
+        steps[name] = {"command": command, "seconds": 1.0, "left_out": None}
+        keep()
 
     def write_report(model, *_):
         reported.append(model.config.save_dir)
@@ -112,6 +113,41 @@ def test_more_samples_are_scored_again(tiny_yaml, tiny_checkpoint, stubbed):
     assert ran == ["train", "samples", "fid"]
 
 
+def test_heads_of_other_settings_are_fitted_again(tiny_yaml, tiny_checkpoint, stubbed):
+    ran, _ = stubbed
+    argv = ["--config", str(tiny_yaml), "--device", "cpu"]
+    assert reproduce.main(argv) == 0
+    values = json.loads(tiny_yaml.read_text())  # JSON is YAML
+    tiny_yaml.write_text(json.dumps(values | {"linear": {"n_epoch": 3}}))
+    ran.clear()
+    assert reproduce.main(argv) == 0
+    assert ran == ["train", *reproduce.PROBED]
+
+
+def test_seconds_of_interrupted_calls_count_and_only_a_mistake_is_left_out():
+    steps, kept = {}, []
+
+    def end(name, code, more="", word="--a"):
+        job = f"import sys, time; time.sleep(0.2); {more}; sys.exit({code})"
+        command = [sys.executable, "-c", job or "pass", word]
+        reproduce.run(name, command, steps, lambda: kept.append(steps[name]["seconds"]))
+
+    stop = 128 + signal.SIGTERM
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            end("grid", f"{stop}", "pass")
+    assert steps["grid"]["left_out"] == "interrupted"
+    assert kept == sorted(kept)
+    assert kept[1] >= 0.4
+    with pytest.raises(SystemExit):
+        end("grid", f"{stop}", "pass", word="--other")
+    assert kept[2] < kept[1]
+    end("fid", 2, "print('error: no weights', file=sys.stderr)")
+    assert steps["fid"]["left_out"] == "no weights"
+    with pytest.raises(UserError, match=r"fid failed \(exit code 1\): the last line$"):
+        end("fid", 1, "print('a line\\nthe last line', file=sys.stderr)")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_goes_on_to_the_job_and_the_chain_ends_with_it(number):
     """The job sends it to the chain, and ends with a code of its own when it comes back."""
@@ -122,7 +158,7 @@ def test_a_signal_goes_on_to_the_job_and_the_chain_ends_with_it(number):
         "time.sleep(60)"
     )
     with pytest.raises(SystemExit) as stop:
-        reproduce.run("job", [sys.executable, "-c", job])
+        reproduce.run("job", [sys.executable, "-c", job], {}, lambda: None)
     assert stop.value.code == 128 + number
 
 
