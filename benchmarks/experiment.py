@@ -100,10 +100,17 @@ def earlier(path: Path, form: dict, budget: dict) -> dict | None:
 
 
 def run_settings(args: argparse.Namespace, settings: Iterable[str], folder: Path) -> list[str]:
-    """`settings`, as after --set, and those of a run at this budget in `folder`."""
+    """`settings`, as after --set, and those of a run at this budget in `folder`.
+
+    Raises UserError for a budget that is less than one step. A last step that it does not fill is
+    not taken.
+    """
     settings = [*settings, *ONCE, f"save_dir={folder}"]
     config = load_config(base_of(args), settings)
-    n_step = args.n_step * BATCH // (config.batch_size * config.accumulate)
+    images = config.batch_size * config.accumulate
+    n_step = args.n_step * BATCH // images
+    if not n_step:
+        raise UserError(f"--n_step {args.n_step}: fewer than the {images} images of one step")
     return [*settings, f"n_step={n_step}"]
 
 

@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     for name, found in results(together(args.stages, device), words, started + 60 * args.minutes):
         record["stages"][name] = found
         record["total_s"] = round(time.monotonic() - started, 1)
-        path = write_record(args.output_dir, "gpu_rehearsal" if tiny else "gpu", record)
+        stem = "gpu_rehearsal" if tiny else "gpu"
+        path = write_record(args.output_dir, stem, record, args.stages, STAGES)
         first, *more = found["lines"]
         line = f"{name:10} {found['status']:8} {found['seconds']:6.1f} s  {first}"
         print("\n".join([line, *(" " * 30 + text for text in more)]), flush=True)

@@ -147,7 +147,7 @@ def commands(name: str, args: argparse.Namespace) -> tuple[dict[str, list[str]],
     words = "_".join(name.replace(",", "").split())
     folder = Path(args.runs) / f"{words}_{budget_name(args)}"
     width = f"network.n_channels={args.channels}"
-    settings = [*RECIPES[name].settings, *overrides_and_seed(args), width]
+    settings = [*overrides_and_seed(args), *RECIPES[name].settings, width]
     shared = job_arguments(args, run_settings(args, settings, folder))
     jobs = {"train": ["train.py", *shared]}
     for protocol in ("cached", "knn"):

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -72,10 +72,20 @@ def _driver() -> str | None:
     return done.stdout.split()[0] if done.stdout.split() else None
 
 
-def write_record(folder: str | Path, stem: str, record: dict) -> Path:
-    """Writes <folder>/<stem>_<device's name>.json and returns its path."""
+def write_record(
+    folder: str | Path,
+    stem: str,
+    record: dict,
+    asked: Collection[str] = (),
+    whole: Collection[str] = (),
+) -> Path:
+    """Writes <folder>/<stem>_<device's name>.json and returns its path.
+
+    Where `asked` is not the `whole`, its names follow the stem: a part replaces no whole.
+    """
+    part = list(asked) if set(asked) != set(whole) else []
     words = re.findall(r"[a-z0-9]+", record["machine"]["name"].lower())
-    path = Path(folder) / f"{'_'.join([stem, *words])}.json"
+    path = Path(folder) / f"{'_'.join([stem, *part, *words])}.json"
     write_json(path, record)
     return path
 

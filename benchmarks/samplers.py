@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     record = {
         "rows": read_json(path, {"rows": [dict]})["rows"] if path.exists() else [],
         "checkpoint": str(model.path), "input_scale": model.input_scale, "reference": reference,
-        "versions": versions(), "config": model.config.model_dump(mode="json"),
+        "config": model.config.model_dump(mode="json"),
     }  # fmt: skip
     rows = fill(path, record, table, about, lambda settings: bench.measure(settings, exact), fid)
     title = ", ".join([
@@ -166,7 +166,7 @@ def fill(
             of_place = about | {"sampler": place[0], "steps": settings.steps}
             row = find_or_add_row(record["rows"], of_place, {})
             if "error" not in row:
-                row |= measure(settings)
+                row |= measure(settings) | {"versions": versions()}
                 write_json(path, record)
             if fid is not None and not fid.facts.items() <= row.get("fid", {}).items():
                 row["fid"] = fid(settings)

@@ -53,7 +53,7 @@ def network_row(config: Config, device: torch.device, use_amp: bool, rounds: int
     row = {"train_peak": peak_bytes(first_step, device)}
     trainer: Trainer = made[0]
     denoiser = trainer.ema_denoiser
-    x0, _ = trainer.batches[0]
+    x0 = trainer.batches[0][0][: config.batch_size]  # those of one forward
     noise = torch.randn_like(x0)
 
     @torch.no_grad()

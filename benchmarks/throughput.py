@@ -8,12 +8,14 @@ import time
 
 import torch
 
+from arguments import at_least
 from cli import config_path, job, job_parser, load_dataset, pick_config
 from datasets import Batches
+from evaluation.probe.features import network_source
 from model.denoiser import Denoiser
 from training.cost import measure_cost
 from training.trainer import Trainer
-from utils import autocast, pick_device
+from utils import amp_dtype, autocast, pick_device
 
 BATCHES = 4  # timed, after one to warm up
 
@@ -22,7 +24,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = job_parser(__doc__.splitlines()[0], checkpoint=False, amp=False)
     parser.add_argument("--batch_size", type=int, default=64, help="of feature extraction")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    at_least(args, batch_size=1)
+    return args
 
 
 @job
@@ -31,10 +35,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config, device = pick_config(args), pick_device(args.device)
     train = load_dataset(args, config, "train")
+    args.batch_size = min(args.batch_size, len(train))
     rows = {}
-    for use_amp in (False, True):
+    for use_amp in (False, True) if amp_dtype(device) else (False,):
         trainer = Trainer(config, train, device, use_amp)
         denoiser = trainer.ema_denoiser
+        network_source(denoiser, "", use_amp).check([], [config.linear.blockname])
         rows["training", use_amp] = measure_cost(trainer).images_per_s
         for block in (config.linear.blockname, denoiser.block_names[-1]):
             images = Batches(train.images, train.labels, args.batch_size, device)
@@ -64,8 +70,9 @@ def table(rows: dict, args: argparse.Namespace, device: torch.device) -> str:
         f"{'images/s':24}  {'float32':>8}  {'--use_amp':>9}  ratio",
     ]
     for name in dict.fromkeys(name for name, _ in rows):
-        plain, amp = rows[name, False], rows[name, True]
-        lines.append(f"{name:24}  {plain:8.1f}  {amp:9.1f}  {amp / plain:5.2f}")
+        plain, amp = rows[name, False], rows.get((name, True))
+        with_amp = "        -      -" if amp is None else f"{amp:9.1f}  {amp / plain:5.2f}"
+        lines.append(f"{name:24}  {plain:8.1f}  {with_amp}")
     return "\n".join(lines)
 
 

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         found = measure(config, train, device, use_amp, names, args.rounds, steps)
         record["precisions"][precision] = found
-        path = write_record(args.output_dir, "training", record)
+        path = write_record(args.output_dir, "training", record, args.loops, LOOPS)
         print("\n" + report(found), flush=True)
     print(f"\nwrote {path}" if path else "\nnothing was measured")
     return 0

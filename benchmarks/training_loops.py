@@ -22,6 +22,7 @@ from torch.nn.utils import clip_grad_norm_
 from config import Config
 from datasets import Dataset
 from model.models import build_denoiser
+from training.distill import batches_of
 from training.run import LOG_EVERY
 from training.trainer import Trainer
 from utils import amp_dtype, autocast, seed_everything
@@ -95,9 +96,11 @@ class Ours(Loop):
 
     def forward_backward(self) -> None:
         """The part of a step that is the network's alone, on tensors that stay the same."""
-        with autocast(self.device, self.use_amp):
-            loss = self.trainer.loss(self.x0, self.sigma, self.noise).mean()
-        self.trainer.scaler.scale(loss).backward()
+        for batch in batches_of(len(self.x0), self.config.accumulate):
+            with autocast(self.device, self.use_amp):
+                found = self.trainer.loss(self.x0[batch], self.sigma[batch], self.noise[batch])
+            loss = found[0] if self.trainer.distill else found  # beside it the projected features
+            self.trainer.scaler.scale(loss.mean()).backward()
         self.trainer.optimizer.zero_grad(set_to_none=True)
 
 

@@ -54,6 +54,21 @@ def test_batches_that_accumulate_are_counted(monkeypatch):
     assert "n_step=25" in jobs["train"]
 
 
+def test_a_budget_of_less_than_a_step_is_refused(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="--n_step 1: fewer than the 128 images of one step"):
+        recipes.commands("batch 128", parsed("--n_step", "1"))
+
+
+def test_a_row_keeps_what_it_is_about_whatever_all_are_given(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = parsed("--set", "lrate=1e-3", "--set", "ema=0.9")
+    train = recipes.commands("lr 3e-3", args)[0]["train"]
+    settings = [word for flag, word in pairwise(train) if flag == "--set"]
+    config = load_config(Path(train[2]), settings)
+    assert (config.lrate, config.ema) == (3e-3, 0.9)
+
+
 @pytest.mark.slow
 def test_recipes_on_digits_of_which_one_fails_and_one_comes_later(
     tiny_yaml, tmp_path, monkeypatch, mistake, capsys

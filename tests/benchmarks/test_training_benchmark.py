@@ -10,7 +10,7 @@ from training_helpers import CPU, dataset
 from benchmarks import training
 from benchmarks.record import images_for, synthetic, write_record
 from benchmarks.training_loops import Ours, Usual
-from config import load_config
+from config import load_config, parse_config
 from datasets import to_model_range
 from support.errors import UserError
 
@@ -90,8 +90,23 @@ def test_images_are_the_datasets_or_made_up(tmp_path):
 
 
 def test_a_record_is_called_after_the_device(tmp_path):
-    path = write_record(tmp_path, "gpu", {"machine": {"name": "NVIDIA GeForce RTX 3060 (Ti)"}})
+    record = {"machine": {"name": "NVIDIA GeForce RTX 3060 (Ti)"}}
+    path = write_record(tmp_path, "gpu", record)
     assert path.name == "gpu_nvidia_geforce_rtx_3060_ti.json"
+    for asked, name in ((["b", "a"], "gpu"), (["b"], "gpu_b")):
+        path = write_record(tmp_path, "gpu", record, asked, ["a", "b"])
+        assert path.name == f"{name}_nvidia_geforce_rtx_3060_ti.json"
+
+
+@pytest.mark.parametrize("more", [{"accumulate": 2}, {"distill": {"loss": "regression"}}])
+def test_forward_and_backward_alone_are_of_the_batches_of_a_step(tiny_config, more):
+    config = parse_config({**tiny_config.model_dump(), **more})
+    loop = Ours(config, synthetic(config, 300), CPU, use_amp=False)
+    seen = []
+    handle = loop.net.register_forward_pre_hook(lambda net, args: seen.append(len(args[0])))
+    loop.forward_backward()
+    handle.remove()
+    assert seen == [config.batch_size] * config.accumulate
 
 
 def test_an_unknown_loop_is_answered_by_those_there_are():
