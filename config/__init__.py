@@ -9,12 +9,13 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from config.schema import FOREIGN_NETWORKS, PROCESSES, Config
+from config.schema import FOREIGN_NETWORKS, NEEDS, PROCESSES, Config
 from support.errors import UserError
 
 __all__ = ["Config", "config_differences", "load_config", "parse_config"]
 
 
+MISSING = object()
 MOST_VALUES = 10_000  # of a file; the largest one here has some 60
 _SHORT = reprlib.Repr()  # of what a config holds by mistake: it may be a megabyte
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -91,7 +92,39 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
-    return parse_config(values, overrides, source=str(path))
+    config = parse_config(values, overrides, source=str(path))
+    refuse_idle(config, str(path))
+    return config
+
+
+def refuse_idle(config: Config, source: str) -> None:
+    """Raises UserError for a value that is not the default and, by another setting, changes
+    nothing: a sweep over it would train the same network again and again.
+
+    It is for what people write. Checkpoints are read whatever they hold.
+    """
+    lines = []
+    for name, (other, wanted) in NEEDS.items():
+        (value, default), (decides, usual) = _value(config, name), _value(config, other)
+        if value != default and usual is not MISSING and decides not in wanted:
+            meant = " or ".join(map(str, wanted))
+            lines.append(
+                f"{source}: {name}: changes nothing unless {other} is {meant} (found {decides}): "
+                "set that, or leave it out"
+            )
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def _value(config: Config, name: str) -> tuple[object, object]:
+    """(the value, its default) of a setting, such as distill.loss; MISSING where this process does
+    not have it."""
+    *sections, last = name.split(".")
+    here = config
+    for section in sections:
+        here = getattr(here, section)
+    field = type(here).model_fields.get(last)
+    return (getattr(here, last), field.default) if field else (MISSING, MISSING)
 
 
 def parse_config(values: dict, overrides: list[str] = (), source: str = "config") -> Config:

@@ -298,5 +298,22 @@ class DiffusersConfig(DDPMConfig):
     network: DiffusersNetwork
 
 
+_TEACHER = ("infonce", "regression")
+NEEDS = {  # {setting: (another, its values without which the first changes nothing)}
+    "decay_from": ("lr_decay", ("linear", "cosine")),
+    "diffusion.betas": ("diffusion.schedule", ("linear", "scaled_linear")),
+    "diffusion.gamma": ("diffusion.weighting", ("min_snr",)),
+    "diffusion.p_mean": ("diffusion.time", ("lognormal",)),  # EDM has no other
+    "diffusion.p_std": ("diffusion.time", ("lognormal",)),
+    "distill.block": ("distill.loss", (*_TEACHER, "dispersive")),
+    "distill.weight": ("distill.loss", (*_TEACHER, "dispersive")),
+    "distill.tau": ("distill.loss", ("dispersive",)),
+    "distill.temperature": ("distill.loss", ("infonce",)),
+    "distill.queue": ("distill.loss", ("infonce",)),
+    "distill.projector_width": ("distill.loss", _TEACHER),
+    "distill.teacher_timesteps": ("distill.loss", _TEACHER),
+    "distill.teacher_color": ("distill.loss", _TEACHER),
+    "distill.teacher_augment": ("distill.loss", _TEACHER),
+}
 FOREIGN_NETWORKS = {"diffusers": DiffusersConfig}  # by net_type; they decide before model_type
 PROCESSES = {"DDPM": DDPMConfig, "EDM": EDMConfig}  # by model_type; the first is the default

@@ -7,6 +7,7 @@ import cli
 import train
 from cli import pick_config
 from config import config_differences, load_config, parse_config
+from config.schema import NEEDS
 from model.models import build_denoiser
 from support.errors import UserError
 
@@ -144,3 +145,33 @@ def test_a_dataset_without_a_config_and_two_configs_are_refused(tiny_yaml, monke
         pick_config(train.parse_args(["--dataset", "cifar100"]))
     with pytest.raises(UserError, match="exclude each other"):
         pick_config(train.parse_args(["--dataset", "mnist", "--config", str(tiny_yaml)]))
+
+
+@pytest.mark.parametrize(("setting", "needs"), [
+    ("distill.weight=0.03", "distill.loss=infonce"), ("distill.queue=8", "distill.loss=infonce"),
+    ("distill.tau=1", "distill.loss=dispersive"), ("decay_from=0.5", "lr_decay=linear"),
+    ("diffusion.gamma=3", "diffusion.weighting=min_snr"),
+    ("diffusion.p_mean=-2", "diffusion.time=lognormal"),
+    ("diffusion.betas=[1e-4,0.03]", "diffusion.schedule=scaled_linear"),
+])  # fmt: skip
+def test_a_setting_that_changes_nothing_is_refused(tmp_path, setting, needs):
+    path = tmp_path / "some.yaml"
+    path.write_text("diffusion: {schedule: cosine}\n")
+    name, other = (text.partition("=")[0] for text in (setting, needs))
+    with pytest.raises(UserError, match=f"{name}: changes nothing unless {other} is"):
+        load_config(path, [setting])
+    load_config(path, [setting, needs])
+    parse_config(load_config(path, [setting, needs]).model_dump())
+
+
+def test_edm_has_no_other_noise_than_log_normal():
+    assert load_config("config/EDM_ddpm.yaml", ["diffusion.p_mean=-2"]).diffusion.p_mean == -2
+
+
+def test_what_every_setting_needs_is_a_setting():
+    config = parse_config({})
+    for name, (other, values) in NEEDS.items():
+        for value in values:
+            parse_config({}, [f"{other}={value}"])
+        section, _, field = name.rpartition(".")
+        assert field in type(getattr(config, section) if section else config).model_fields
