@@ -3,14 +3,17 @@
 import argparse
 import itertools
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import checkpoint
 from cli import job, job_parser, load_dataset, pick_config
 from config import Config
 from config.identity import may_differ
+from datasets import Dataset
 from evaluation.data_record import refuse_other_data
 from model.DDPM import alpha
 from model.denoiser import Denoiser
@@ -18,9 +21,9 @@ from support import distributed
 from support.errors import UserError
 from support.files import check_writable
 from training.cost import measure_cost
-from training.run import Run, folders_of
+from training.run import Run, folders_of, kept_in
 from training.start import starting_weights
-from training.trainer import Trainer
+from training.trainer import Trainer, check_settings
 from utils import log, pick_device
 
 FREE_KEYS = {"n_epoch", "n_step", "sample_every", "save_every", "n_sample", "save_model",
@@ -65,11 +68,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.dry_run:
         check_writable(folders_of(config.save_dir))
     device = pick_device(args.device)
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
-    trainer = Trainer(config, train, device, args.use_amp, args.compile)
-    note_what_is_left(trainer.denoiser)
+    check_settings(config)
+    kept = kept_in(config.save_dir)
     if args.dry_run:
-        print_cost(trainer)
+        beginning(config, kept.path, restart=True)  # refuses what a new run would
+        print_cost(prepared(args, config, device)[0])
         return 0
     if distributed.world_size() > 1:  # FutureXiang/ddae takes both per process
         log.info(
@@ -77,15 +80,32 @@ def main(argv: list[str] | None = None) -> int:
             config.batch_size, config.lrate, distributed.world_size(),
             config.batch_size // distributed.world_size(),
         )  # fmt: skip
-    run = Run(trainer, test)
-    with run.kept.alone():
-        position(run, args.restart, args.allow_changed_data)
-        if trainer.step >= trainer.total_steps:
-            log.info("nothing to do: %s is at the last step already", run.kept.path)
+    with kept.alone():
+        run = begun(args, config, device)
+        if run.trainer.step >= run.trainer.total_steps:
+            log.info("nothing to do: %s is at the last step already", kept.path)
             return 0
         run.run()
     log.info("done: checkpoints, pictures and metrics are in %s", config.save_dir)
     return 0
+
+
+def begun(args: argparse.Namespace, config: Config, device: torch.device) -> Run:
+    """The run, where it begins. What the data do not decide is refused before they are read."""
+    start = beginning(config, kept_in(config.save_dir).path, args.restart)
+    run = Run(*prepared(args, config, device))
+    position(run, start, args.restart, args.allow_changed_data)
+    return run
+
+
+def prepared(
+    args: argparse.Namespace, config: Config, device: torch.device
+) -> tuple[Trainer, Dataset]:
+    """What trains, at the start, and the test images."""
+    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    trainer = Trainer(config, train, device, args.use_amp, args.compile)
+    note_what_is_left(trainer.denoiser)
+    return trainer, test
 
 
 def note_what_is_left(process: Denoiser) -> None:
@@ -99,49 +119,79 @@ def note_what_is_left(process: Denoiser) -> None:
         )  # fmt: skip
 
 
-def position(run: Run, restart: bool, allow_changed_data: bool = False) -> None:
-    """Puts the run where it stopped, or at `load_epoch`, or at the start, which `start_from` may
-    give its weights.
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with: one of these, or random weights."""
 
-    Raises UserError if what is there is of another config, or, unless allowed, of other data.
+    latest: dict | None = None  # the state of latest.pth, from which it goes on
+    model: dict | None = None  # that of the model_<epoch>.pth of `load_epoch`
+    weights: dict[str, Tensor] | None = None  # those of `start_from`
+
+
+def beginning(config: Config, latest: Path, restart: bool) -> Start:
+    """Where the run of `latest` stopped, or `load_epoch`, or the start, which `start_from` may give
+    its weights.
+
+    Raises UserError if what is there is of another config.
     """
-    config, latest = run.config, run.kept.path
     state = checkpoint.load_latest(latest) if latest.exists() and not restart else None
     if state is not None and config.load_epoch in (-1, state["config"].get("load_epoch")):
         free, advice = may_change(config)
         checkpoint.refuse_other_config(latest, state, config, free, advice)
-        refuse_other_data(latest, state.get("data"), run.trainer.data, allow_changed_data)
-        with checkpoint.taking_over(latest, checkpoint.BEGIN_AGAIN):
-            run.resume(state)
-        log.info(
-            "going on from step %d of %d in %s", state["step"], run.trainer.total_steps, latest
-        )
-        return
+        return Start(latest=state)
     if config.load_epoch >= 0:
-        start = checkpoint.find(config.save_dir, config.load_epoch)
-        state = checkpoint.load(start)
-        checkpoint.refuse_other_config(
-            start, state, config, may_differ(config), "it cannot start this network"
-        )
-        refuse_other_data(start, state.get("data"), run.trainer.data, allowed=True)
-        with checkpoint.taking_over(start, checkpoint.BEGIN_AGAIN):
-            run.trainer.start_from({**state, "step": first_step(state, run.trainer)})
-        log.info("starting from the weights of %s, with a new optimizer", start)
-    elif config.start_from is not None:
-        run.trainer.begin_with(starting_weights(config))
+        path = checkpoint.find(config.save_dir, config.load_epoch)
+        state = checkpoint.load(path)
+        advice = "it cannot start this network"
+        checkpoint.refuse_other_config(path, state, config, may_differ(config), advice)
+        return Start(model=state)
+    return Start(weights=starting_weights(config) if config.start_from is not None else None)
+
+
+def position(run: Run, start: Start, restart: bool, allow_changed_data: bool = False) -> None:
+    """Puts the run where it begins, and where it begins anew, the checkpoints of another aside.
+
+    Raises UserError if what is there is of other data, unless allowed, or if nothing is left to
+    train after `load_epoch`.
+    """
+    config, trainer, latest = run.config, run.trainer, run.kept.path
+    if start.latest is not None:
+        refuse_other_data(latest, start.latest.get("data"), trainer.data, allow_changed_data)
+        with checkpoint.taking_over(latest, checkpoint.BEGIN_AGAIN):
+            run.resume(start.latest)
+        log.info("going on from step %d of %d in %s", trainer.step, trainer.total_steps, latest)
+        return
+    if start.model is not None:
+        path = checkpoint.find(config.save_dir, config.load_epoch)
+        refuse_other_data(path, start.model.get("data"), trainer.data, allowed=True)
+        with checkpoint.taking_over(path, checkpoint.BEGIN_AGAIN):
+            run.start_from(start.model)
+        if trainer.step >= trainer.total_steps:
+            raise UserError(
+                f"{path}: nothing is left to train after it, as the run ends at step "
+                f"{trainer.total_steps}: raise {length_of(config)}"
+            )
+        log.info("starting from the weights of %s, with a new optimizer", path)
+    elif start.weights is not None:
+        trainer.begin_with(start.weights)
         log.info("beginning with the weights of %s", config.start_from)
     distributed.barrier()  # every rank has read what is there
-    if (restart or config.load_epoch >= 0) and distributed.is_main():
+    anew = restart or start.model is not None or holds_another_run(run)
+    if anew and distributed.is_main():
         retire(latest.parent, config.load_epoch)
 
 
-def first_step(state: dict, trainer: Trainer) -> int:
-    """The step that follows the one of `state`; if a step takes more or fewer images now, the
-    first of the next epoch."""
-    images = state["config"]["batch_size"] * state["config"]["accumulate"]
-    if images == trainer.images_per_step:
-        return state["step"]
-    return (state["epoch"] + 1) * trainer.batches.steps_per_epoch
+def holds_another_run(run: Run) -> bool:
+    """Whether there are other epochs than the one that this run, killed before its first
+    latest.pth, may have left."""
+    last = (run.trainer.total_steps - 1) // run.trainer.batches.steps_per_epoch
+    first = min(run.config.save_every - 1, last)
+    return not {first} >= {*checkpoint.saved_epochs(run.save_dir)}
+
+
+def length_of(config: Config) -> str:
+    """The key that ends the run."""
+    return "n_step" if config.n_step else "n_epoch"
 
 
 def may_change(config: Config) -> tuple[set[str], str]:
@@ -149,7 +199,7 @@ def may_change(config: Config) -> tuple[set[str], str]:
     advice = "put these back, choose another save_dir, or start anew with --restart"
     if config.lr_decay == "none":
         return FREE_KEYS, advice
-    length = "n_step" if config.n_step else "n_epoch"
+    length = length_of(config)
     decides = f"with lr_decay {config.lr_decay}, {length} decides the rate of every step"
     return FREE_KEYS - {"n_step", length}, f"{decides}: {advice}"
 

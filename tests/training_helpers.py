@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import train
 from datasets import Dataset
 from training.run import Run
 from training.trainer import Trainer
@@ -19,12 +20,17 @@ def dataset(n: int, seed: int = 0) -> Dataset:
     return Dataset("digits", "train", images, np.zeros(n, np.int64), ["0"])
 
 
-def trainer(config, use_amp=False) -> Trainer:
-    return Trainer(config, dataset(40), CPU, use_amp)
+def trainer(config, use_amp=False, n=40) -> Trainer:
+    return Trainer(config, dataset(n), CPU, use_amp)
 
 
-def new_run(config, use_amp=False) -> Run:
-    return Run(trainer(config, use_amp), dataset(8, seed=1))
+def new_run(config, use_amp=False, n=40) -> Run:
+    return Run(trainer(config, use_amp, n), dataset(8, seed=1))
+
+
+def position(run: Run, restart=False) -> None:
+    """Puts the run where train.py does."""
+    train.position(run, train.beginning(run.config, run.kept.path, restart), restart)
 
 
 def state_of(t: Trainer) -> dict:

@@ -2,7 +2,7 @@
 
 The student is the network that is trained, on its noisy image; its features are those of the pass
 that the denoising loss needs anyway. The teacher is the EMA of the weights, on another view of the
-same image at lower noise. See docs/methods.md for what is whose.
+same image at no more noise, down to t = 1. See docs/methods.md for what is whose.
 """
 
 import copy
@@ -93,9 +93,13 @@ def jitter_color(
 ) -> Tensor:
     """x: (N, C, H, W) in [-1, 1] -> the same with other colours, clipped to [-1, 1].
 
-    Brightness, contrast, saturation and hue as in SimCLR (Chen et al. 2020, arXiv 2002.05709),
-    whose strength for CIFAR-10 is 0.5. What is grey stays grey. x is the `share` of a batch of
-    `batch_size`, for the whole of which is drawn.
+    Of the images 80 % change: brightness, saturation and contrast, in this order, by factors
+    within 1 +- 0.8 strength, and the hue by up to 0.2 strength of a turn about the grey axis. Of
+    these 20 % become grey, 16 % of all. Probabilities and ranges are those of SimCLR (Chen et al.
+    2020, arXiv 2002.05709), whose strength for CIFAR-10 is 0.5; but there 20 % of all become grey,
+    jittered or not, the order is drawn, the hue is that of HSV, and grey is a weighted mean of the
+    channels, here their mean. What is grey stays grey. x is the `share` of a batch of `batch_size`,
+    for the whole of which is drawn.
     """
     u = torch.rand(6, batch_size, generator=draw, device=x.device)[:, share, None, None, None]
     brightness, contrast, saturation = 1 + 0.8 * strength * (2 * u[:3] - 1)
@@ -121,6 +125,21 @@ def projector(channels: int, width: int) -> nn.Module:
     )
 
 
+def checked_timesteps(settings: Distill, teacher: Denoiser) -> tuple[float, float]:
+    """The lowest t and the highest of the teacher's images. Raises UserError if the settings name a
+    block or timesteps that are not there."""
+    names, n_T = teacher.block_names, teacher.n_T
+    if settings.block not in names:
+        raise UserError(f"distill.block: no block '{settings.block}': there are {', '.join(names)}")
+    low, high = settings.teacher_timesteps or (
+        teacher.probe_timesteps[0],
+        teacher.probe_timesteps[-1],
+    )
+    if high > n_T:
+        raise UserError(f"distill.teacher_timesteps: {high} is outside 1..{n_T}")
+    return low, high
+
+
 class Distillation:
     """The loss of a step beside the denoising loss, and all that it keeps from step to step.
 
@@ -144,7 +163,7 @@ class Distillation:
         self.seen_by_teacher = teacher.features
         if compiles and self.row.has_teacher:
             self.seen_by_teacher = compiled(teacher.features, device)
-        self.timesteps = self._checked_timesteps()
+        self.timesteps = checked_timesteps(self.settings, teacher)
         self.projector, channels = nn.Identity(), self._channels()
         if self.row.has_teacher:
             self.projector = projector(channels, self.settings.projector_width).to(device)
@@ -160,20 +179,6 @@ class Distillation:
         self._keys: Tensor | None = None  # (images_per_step, C), of all ranks
         self._loss = torch.zeros((), device=device)  # of the step that is under way
 
-    def _checked_timesteps(self) -> tuple[float, float]:
-        names, n_T = self.teacher.block_names, self.teacher.n_T
-        if self.settings.block not in names:
-            raise UserError(
-                f"distill.block: no block '{self.settings.block}': there are {', '.join(names)}"
-            )
-        low, high = self.settings.teacher_timesteps or (
-            self.teacher.probe_timesteps[0],
-            self.teacher.probe_timesteps[-1],
-        )
-        if high > n_T:
-            raise UserError(f"distill.teacher_timesteps: {high} is outside 1..{n_T}")
-        return low, high
-
     @torch.no_grad()
     def _channels(self) -> int:
         x0 = torch.zeros(1, *self.config.network.image_shape, device=self.device)
@@ -182,7 +187,9 @@ class Distillation:
     @torch.no_grad()
     def look(self, step: int, sigma: Tensor) -> dict[str, Tensor]:
         """The teacher looks at the images of optimizer step number `step`, of which the student
-        gets this rank's part at the noise levels sigma: (N,). All is drawn by (seed, step).
+        gets this rank's part at the noise levels sigma: (N,). Its noise is no higher, down to that
+        of t = 1: the student's may be below (`diffusion.time: continuous`). All is drawn by (seed,
+        step).
 
         Returns `keys` for `loss`, those of this step first, (M, C); {} without a teacher.
         """

@@ -15,6 +15,7 @@ class Window:
             "steps": zeros((), device=device),
             "loss": zeros((), device=device),
             "grad_norm": zeros((), device=device),
+            "norms": zeros((), device=device),  # steps whose gradients have a finite norm
             "skipped": zeros((), device=device),
             "bad_in_a_row": zeros((), device=device),
             "worst_in_a_row": zeros((), device=device),
@@ -25,14 +26,16 @@ class Window:
     def add(self, per_image: Tensor, grad_norm: Tensor, u: Tensor, skipped: Tensor) -> None:
         """per_image, u: (N,); a skipped step is counted, and left out of the other sums.
 
-        The norm of scaled gradients that overflowed is left out too.
+        The norm of scaled gradients that overflowed is left out too, and not among the `norms`.
         """
         sums = self.sums
         finite = ~skipped
         bad = skipped.float()
         sums["steps"] += finite
         sums["loss"] += torch.where(finite, per_image.mean(), 0)
-        sums["grad_norm"] += torch.where(finite & grad_norm.isfinite(), grad_norm, 0)
+        has_norm = finite & grad_norm.isfinite()
+        sums["grad_norm"] += torch.where(has_norm, grad_norm, 0)
+        sums["norms"] += has_norm
         sums["skipped"] += bad
         sums["bad_in_a_row"] += 1
         sums["bad_in_a_row"] *= bad
@@ -43,7 +46,8 @@ class Window:
         sums["bucket_images"].index_add_(0, bucket, finite.float().expand_as(per_image))
 
     def load(self, sums: dict[str, Tensor]) -> None:
-        """Takes over the `sums` of another window."""
+        """Takes over the `sums` of another window; old ones took every step for one with a norm."""
+        sums = {"norms": sums["steps"], **sums}
         for name, total in self.sums.items():
             total.copy_(sums[name])
 

@@ -35,6 +35,12 @@ def folders_of(save_dir: str | Path) -> list[Path]:
     return [Path(save_dir, name) for name in ("ckpts", "tensorboard", "visual")]
 
 
+def kept_in(save_dir: str | Path) -> Resumable:
+    """The ckpts/latest.pth of the run in this folder."""
+    path = Path(save_dir, "ckpts", "latest.pth")
+    return Resumable(path, checkpoint.save, SAVE_SECONDS, lock=Path(save_dir, ".lock"))
+
+
 class Run:
     """All that `trainer` does until its last step, in the config's save_dir.
 
@@ -45,19 +51,27 @@ class Run:
         self.trainer, self.test, self.config = trainer, test, trainer.config
         self.save_dir = Path(self.config.save_dir)
         self.ckpts = self.save_dir / "ckpts"
-        self.kept = Resumable(
-            self.ckpts / "latest.pth", checkpoint.save, SAVE_SECONDS, lock=self.save_dir / ".lock"
-        )
+        self.kept = kept_in(self.save_dir)
+        self.goes_on_from = (-1, 0)  # epoch and step of a checkpoint
 
     def resume(self, state: dict) -> None:
         """Goes on from what latest.pth holds, bit for bit."""
         self.trainer.resume(state)
         self.kept.saved_step = self.trainer.step
+        self.goes_on_from = (state["epoch"], state["step"])
+
+    def start_from(self, state: dict) -> None:
+        """Begins with the weights that a model_<epoch>.pth holds and the first step of the next
+        epoch, whatever a step takes now and took before; the best epoch is one of the new run."""
+        step = (state["epoch"] + 1) * self.trainer.batches.steps_per_epoch
+        metrics = {**state["metrics"], "best_loss": None, "best_epoch": None}
+        self.trainer.start_from({**state, "step": step, "metrics": metrics})
+        self.goes_on_from = (state["epoch"], state["step"])
 
     def run(self) -> None:
         """Trains to the last step. Raises Stopped after a signal, and UserError if the losses
         stop being finite: what is saved is then from before."""
-        run_log = RunLog(self.save_dir, self.trainer.step)
+        run_log = RunLog(self.save_dir, *self.goes_on_from)
         try:
             with self.kept, redirect_to_bar():
                 self._steps(run_log)
@@ -95,7 +109,7 @@ class Run:
         MAX_BAD_IN_A_ROW losses were not finite."""
         trainer, metrics = self.trainer, self.trainer.metrics
         sums = trainer.window.read_and_reset()
-        steps = sums["steps"]
+        steps, norms = sums["steps"], sums["norms"]
         if sums["worst_in_a_row"] >= MAX_BAD_IN_A_ROW:
             raise self._no_longer_finite(f"{MAX_BAD_IN_A_ROW} losses in a row were not finite")
         loss = sums["loss"] / steps if steps else None
@@ -113,7 +127,7 @@ class Run:
             "loss_average": average,
             **distill,
             "loss_by_t": [total / n if n else None for total, n in buckets],
-            "grad_norm": sums["grad_norm"] / steps if steps else None,
+            "grad_norm": sums["grad_norm"] / norms if norms else None,
             "param_norm": float(get_total_norm(trainer.denoiser.parameters())),
             "lr": float(trainer.optimizer.param_groups[0]["lr"]),
             "skipped": metrics["skipped"],

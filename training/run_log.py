@@ -14,32 +14,36 @@ from support.errors import UserError
 from support.files import has_form, replacing, writing
 from utils import log
 
-LINE = {"kind": str, "step": int}  # and what was measured
+LINE = {"kind": str, "step": int, "epoch": int}  # and what was measured
 
 
 class RunLog:
-    """Appends to <save_dir>/metrics.jsonl and <save_dir>/tensorboard from step `start_step` on.
+    """Appends to <save_dir>/metrics.jsonl and <save_dir>/tensorboard.
 
-    Lines of steps past the start are dropped: they belong to work that was lost and is done again.
-    Damaged lines, as a power cut leaves them, are dropped with a note. Of several processes rank 0
-    writes for all. Raises UserError if the files cannot be written.
+    epoch, step: those that the checkpoint names which the run goes on from. The last lines, back to
+    these, are dropped: they belong to work that was lost and is done again. The steps alone do not
+    tell: in epochs before a `load_epoch` they may have been longer or shorter ones. Damaged lines,
+    as a power cut leaves them, are dropped with a note. Of several processes rank 0 writes for all.
+    Raises UserError if the files cannot be written.
     """
 
-    def __init__(self, save_dir: Path, start_step: int):
+    def __init__(self, save_dir: Path, epoch: int, step: int):
         self.path = save_dir / "metrics.jsonl"
         self.writes = distributed.is_main()
         if not self.writes:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        kept = [line for line in self.lines() if line["step"] <= start_step]
+        kept = self.lines()
+        while kept and (kept[-1]["epoch"], kept[-1]["step"]) > (epoch, step):
+            kept.pop()
         with replacing(self.path) as temporary:
             temporary.write_text("".join(map(_as_text, kept)), encoding="utf-8")
         with writing(self.path):
             self.file = self.path.open("a", encoding="utf-8")
         self.events = save_dir / "tensorboard"
         with writing(self.events):
-            self.board = SummaryWriter(str(self.events), purge_step=start_step + 1)
+            self.board = SummaryWriter(str(self.events), purge_step=step + 1)
 
     def lines(self) -> list[dict]:
         """Those of the whole run, also of before it was resumed; on rank 0 alone.
@@ -59,8 +63,8 @@ class RunLog:
         return found
 
     def write(self, kind: str, step: int, values: dict) -> None:
-        """One line {"kind": kind, "step": step, **values}; numbers and lists also go to
-        TensorBoard, as `kind/name`."""
+        """One line {"kind": kind, "step": step, **values}, `epoch` among the values; numbers and
+        lists also go to TensorBoard, as `kind/name`."""
         if not self.writes:
             return
         with writing(self.path):

@@ -4,10 +4,10 @@ from torch import Tensor
 
 import checkpoint
 from config import Config
-from config.identity import TRAINING_ONLY, may_differ
+from config.identity import may_differ
 from support.errors import UserError
 
-GUIDES = ("self_condition", "self_condition_gate")  # of network: what they add begins at 0
+GUIDES = {"network.self_condition", "network.self_condition_gate"}  # what they add begins at 0
 
 
 def starting_weights(config: Config) -> dict[str, Tensor]:
@@ -21,13 +21,9 @@ def starting_weights(config: Config) -> dict[str, Tensor]:
     model = checkpoint.load_denoiser(config.start_from)
     if model.input_scale:
         raise UserError(f"{model.path}: of another project, with pixels on another scale than ours")
-    ours, inside = config.model_dump(mode="json"), model.config.model_dump(mode="json")
-    for section, names in TRAINING_ONLY.items():
-        if section == "network" and not inside[section].get("self_condition"):
-            names += GUIDES
-        both = [name for name in names if name in ours[section] and name in inside[section]]
-        inside[section] |= {name: ours[section][name] for name in both}
+    inside, free = model.config.model_dump(mode="json"), may_differ(config)
+    if not inside["network"].get("self_condition"):
+        free |= GUIDES
     advice = "start_from needs weights of the same network and process"
-    free = may_differ(config)
     checkpoint.refuse_other_config(model.path, {"config": inside}, config, free, advice)
     return model.denoiser.net.state_dict()

@@ -18,7 +18,7 @@ from support import distributed
 from support.errors import UserError
 from support.files import has_form
 from training.augmentation import augment
-from training.distill import Distillation, batches_of
+from training.distill import Distillation, batches_of, checked_timesteps
 from training.loss_sums import Window
 from training.recorded import Recorded
 from utils import amp_dtype, autocast, compiled, generator, log, seed_everything
@@ -59,6 +59,16 @@ def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch
         return optimizer
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # it checks as it goes
         raise UserError(f"optim_args: {error}") from None
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError for what a Trainer refuses of a config, whatever the data."""
+    distributed.share_of_batch(config.batch_size)
+    build_optimizer(config, [nn.Parameter(torch.zeros(1))])
+    with torch.device("meta"):  # without its memory
+        denoiser = build_denoiser(config)
+    if config.distill.loss:
+        checked_timesteps(config.distill, denoiser)
 
 
 class Loss(nn.Module):
@@ -280,15 +290,20 @@ class Trainer:
         return {**self.state(), "resume": resume}
 
     def resume(self, state: dict) -> None:
-        """Goes on from a `full_state`, bit for bit."""
+        """Goes on from a `full_state`, bit for bit. The config keeps the `load_epoch` that the run
+        began with, where it names none."""
         self.start_from(state)
+        if self.config.load_epoch < 0:
+            began = {"load_epoch": state["config"]["load_epoch"]}
+            self.config = self.config.model_copy(update=began)
         resume = state["resume"]
         self.optimizer.load_state_dict(resume["optimizer"])
         for parameter, moments in self.optimizer.state.items():
             for name, moment in moments.items():
                 if torch.is_tensor(moment) and moment.ndim and moment.shape != parameter.shape:
                     raise ValueError(f"the optimizer's {name} is {list(moment.shape)}")
-        self.scaler.load_state_dict(resume["scaler"])
+        if resume["scaler"]:  # empty: so far without one, which begins now
+            self.scaler.load_state_dict(resume["scaler"])
         self.window.load(resume["window"])
         if self.distill:
             self.distill.load_state_dict(resume["distill"])

@@ -84,6 +84,15 @@ def test_colours_are_turned_scaled_and_made_grey_as_in_numpy():
     assert len(kinds) == 4
 
 
+def test_of_the_jittered_images_one_in_five_becomes_grey():
+    n = 20_000
+    x = torch.tensor([0.5, 0.0, -0.5]).view(1, 3, 1, 1).expand(n, 3, 1, 1)
+    found = jitter_color(x, 0.5, generator("cpu", 0), n, slice(None))
+    grey = (found.amax(1) - found.amin(1)).flatten() < 1e-6
+    assert grey.float().mean().item() == pytest.approx(0.16, abs=0.01)
+    assert (found != x).flatten(1).any(1).float().mean().item() == pytest.approx(0.8, abs=0.01)
+
+
 def test_grey_images_stay_grey_and_parts_are_cut_from_the_whole():
     x = torch.rand(8, 1, 4, 4) - 0.5
     whole = jitter_color(x, 1.0, generator("cpu", 0), 8, slice(None))

@@ -57,12 +57,15 @@ def test_an_overflow_of_the_scaled_gradients_only_lowers_the_scale(config, float
     run = new_run(config, use_amp=True)
     t = run.trainer
     t.train_step()
+    norm = t.window.sums["grad_norm"].item()
     before = copy.deepcopy(t.denoiser.net.state_dict())
     t.scaler.update(2.0**60)
     t.train_step()
     assert t.scaler.get_scale() == 2.0**59
     assert largest_change(t, before) == 0
-    assert run.read_window()["skipped"] == 0  # the loss was fine
+    values = run.read_window()
+    assert values["skipped"] == 0  # the loss was fine
+    assert values["grad_norm"] == norm > 0  # of the step that has one
     mend = break_loss(t)
     t.train_step()
     assert run.read_window()["skipped"] == 1
@@ -85,3 +88,13 @@ def test_the_scale_is_resumed(config, float16):
         t.train_step()
     assert second.scaler.get_scale() == whole.scaler.get_scale() == 2.0**56
     assert_same(state_of(second), state_of(whole))
+
+
+def test_a_run_without_a_scaler_goes_on_with_a_new_one(config, float16):
+    first = trainer(config)
+    first.train_step()
+    second = trainer(config, use_amp=True)
+    second.resume(copy.deepcopy(first.full_state()))
+    second.train_step()
+    assert second.step == 2
+    assert second.full_state()["resume"]["scaler"]

@@ -1,5 +1,6 @@
 """Training: what a step does, and that a stopped run goes on as if nothing had happened."""
 
+import copy
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from ema_pytorch import EMA
-from training_helpers import assert_same, metric_lines, new_run, state_of, trainer
+from training_helpers import assert_same, metric_lines, new_run, position, state_of, trainer
 
 import checkpoint
 import train
@@ -144,7 +145,7 @@ def test_n_step_ends_the_run_as_an_epoch_does_and_may_be_raised(config):
 
     def run(**changes) -> Run:
         r = new_run(parse_config({**values, **changes}))
-        train.position(r, restart=False)
+        position(r)
         r.run()
         return r
 
@@ -216,33 +217,6 @@ def test_the_length_of_a_run_whose_rate_decays_stays(tiny_config):
     assert advice.startswith("with lr_decay cosine, n_epoch decides the rate of every step: put")
 
 
-def test_load_epoch_starts_from_that_checkpoint_and_then_goes_on(tiny_yaml):
-    common = ["--config", str(tiny_yaml), "--device", "cpu", "--sample_every", "9"]
-    train.main(common)
-    ckpts = Path(load_config(tiny_yaml).save_dir) / "ckpts"
-    first = checkpoint.load(ckpts / "model_1.pth")
-    train.main([*common, "--set", "load_epoch=0"])
-    again = checkpoint.load(ckpts / "latest.pth")
-    assert again["step"] == first["step"] == 44
-    assert not torch.equal(again["net"]["final.weight"], first["net"]["final.weight"])  # new Adam
-    before = (ckpts / "latest.pth").read_bytes()
-    assert train.main([*common, "--set", "load_epoch=0"]) == 0  # finished: nothing to do
-    assert (ckpts / "latest.pth").read_bytes() == before
-
-
-def test_load_epoch_leaves_no_later_checkpoint_and_counts_epochs(tiny_yaml):
-    common = ["--config", str(tiny_yaml), "--device", "cpu", "--sample_every", "9"]
-    train.main(common)
-    run = Path(load_config(tiny_yaml).save_dir)
-    anew = load_config(tiny_yaml, ["load_epoch=0", "batch_size=2"])
-    trainer = new_run(anew)
-    train.position(trainer, restart=True)
-    assert trainer.trainer.step == trainer.trainer.batches.steps_per_epoch
-    assert sorted(path.name for path in (run / "ckpts").glob("*.pth")) == ["model_0.pth"]
-    assert (run / "ckpts_before_1" / "model_1.pth").exists()
-    train.position(trainer, restart=True)  # as after a kill before anything was saved
-
-
 @pytest.mark.parametrize("damage", [
     lambda state: state.pop("step"),
     lambda state: state.update(step=-1),
@@ -261,8 +235,17 @@ def test_what_training_cannot_go_on_from(config, damage):
     torch.save(state, latest)  # without a checksum
     before = latest.read_bytes()
     with pytest.raises(UserError, match=r"damaged: what is needed to go on .*--restart"):
-        train.position(run, restart=False)
+        position(run)
     assert latest.read_bytes() == before
+
+
+def test_a_run_of_before_norms_were_counted_goes_on(config):
+    first, second = trainer(config), trainer(config)
+    first.train_step()
+    state = copy.deepcopy(first.full_state())
+    del state["resume"]["window"]["norms"]
+    second.resume(state)
+    assert_same(state_of(second), state_of(first))
 
 
 def test_dry_run_writes_nothing(tiny_yaml, capsys):

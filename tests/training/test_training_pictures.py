@@ -30,29 +30,32 @@ def model(tiny_config, tmp_path):
 
 
 def test_the_table_has_a_column_per_value_and_the_lines_of_the_whole_run(tmp_path):
-    log = RunLog(tmp_path, 0)
-    log.write("train", 5, {"loss": 0.5, "loss_by_t": [1.0, None]})
-    log.write("test", 5, {"loss": 0.4})
+    log = RunLog(tmp_path, -1, 0)
+    log.write("train", 5, {"epoch": 0, "loss": 0.5, "loss_by_t": [1.0, None]})
+    log.write("test", 5, {"epoch": 0, "loss": 0.4})
     log.close()
-    log = RunLog(tmp_path, 5)
-    log.write("train", 9, {"loss": None, "loss_by_t": [2.0, 3.0], "param_norm": 7.0})
+    log = RunLog(tmp_path, 0, 5)
+    values = {"loss": None, "loss_by_t": [2.0, 3.0], "param_norm": 7.0}
+    log.write("train", 9, {"epoch": 1, **values})
     log.write_csv()
     log.close()
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     common = {"loss_by_t_0": "1.0", "loss_by_t_1": "", "param_norm": ""}
-    assert rows[0] == {"kind": "train", "step": "5", "loss": "0.5", **common}
-    assert rows[1] == {"kind": "test", "step": "5", "loss": "0.4", **common, "loss_by_t_0": ""}
+    assert rows[0] == {"kind": "train", "step": "5", "epoch": "0", "loss": "0.5", **common}
+    test = {"kind": "test", "step": "5", "epoch": "0", "loss": "0.4"}
+    assert rows[1] == {**test, **common, "loss_by_t_0": ""}
     assert rows[2] == {
-        "kind": "train", "step": "9", "loss": "", "loss_by_t_0": "2.0", "loss_by_t_1": "3.0",
-        "param_norm": "7.0",
+        "kind": "train", "step": "9", "epoch": "1", "loss": "", "loss_by_t_0": "2.0",
+        "loss_by_t_1": "3.0", "param_norm": "7.0",
     }  # fmt: skip
     assert [json.loads(line)["step"] for line in log.path.open()] == [5, 5, 9]
 
 
-GOOD = '{"kind": "train", "step": 5, "loss": 0.5}'
-BAD = ["", "half a li", "[3]", "null", '{"kind": "train"}', '{"kind": 3, "step": 5}', "\0\0\0",
-       '{"kind": "train", "step": "5"}', "[" * 100_000, "\ufffd"]  # fmt: skip
+GOOD = '{"kind": "train", "step": 5, "epoch": 0, "loss": 0.5}'
+BAD = ["", "half a li", "[3]", "null", '{"kind": "train"}', '{"kind": 3, "step": 5, "epoch": 0}',
+       '{"kind": "train", "step": "5", "epoch": 0}', '{"kind": "train", "step": 5}', "\0\0\0",
+       "[" * 100_000, "\ufffd"]  # fmt: skip
 
 
 def test_damaged_lines_of_the_log_are_dropped_with_a_note(tmp_path, caplog, monkeypatch):
@@ -61,14 +64,33 @@ def test_damaged_lines_of_the_log_are_dropped_with_a_note(tmp_path, caplog, monk
     after_a_power_cut = "\0" * 50 + GOOD.replace("5,", "6,", 1)  # the data is there, behind zeros
     lines = [GOOD, *BAD, after_a_power_cut, GOOD.replace("5,", "7,", 1)]
     path.write_bytes(b"\xff\xfe\n" + "\n".join(lines).encode())  # the last one is cut
-    log = RunLog(tmp_path, 6)
+    log = RunLog(tmp_path, 0, 6)
     assert f"{len(BAD) + 1} damaged lines left out" in caplog.text
-    log.write("train", 9, {"loss": 0.25})
+    log.write("train", 9, {"epoch": 1, "loss": 0.25})
     log.close()
     assert [json.loads(line)["step"] for line in path.open()] == [5, 6, 9]
     caplog.clear()
-    assert [line["step"] for line in RunLog(tmp_path, 9).lines()] == [5, 6, 9]
+    assert [line["step"] for line in RunLog(tmp_path, 1, 9).lines()] == [5, 6, 9]
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("goes_on_from", "kept"), [
+    ((-1, 0), 0),
+    ((0, 700), 2),  # a model_0.pth
+    ((1, 44), 3), ((1, 50), 3), ((1, 60), 4),  # latest.pth in the middle of an epoch
+    ((1, 30), 2),
+])  # fmt: skip
+def test_lines_of_lost_work_are_dropped_also_where_epochs_had_more_steps(
+    tmp_path, goes_on_from, kept
+):
+    """Epoch 0 had 700 steps, those after it 22, as `load_epoch` with another batch_size makes."""
+    steps = [(0, 650), (0, 700), (1, 44), (1, 55), (2, 66)]
+    log = RunLog(tmp_path, -1, 0)
+    for epoch, step in steps:
+        log.write("train", step, {"epoch": epoch, "loss": 0.5})
+    log.close()
+    lines = RunLog(tmp_path, *goes_on_from).lines()
+    assert [(line["epoch"], line["step"]) for line in lines] == steps[:kept]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
@@ -76,13 +98,13 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path, name):
     path = tmp_path / name
     path.mkdir() if name == "metrics.jsonl" else path.write_text("in the way")
     with pytest.raises(UserError, match=name):
-        RunLog(tmp_path, 0)
+        RunLog(tmp_path, -1, 0)
 
 
 def test_a_log_that_can_no_longer_be_written_shows_no_traceback(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(threading, "excepthook", shown.append)
-    log = RunLog(tmp_path / "run", 0)
+    log = RunLog(tmp_path / "run", -1, 0)
     log.write("train", 1, {"loss": 0.5})
     shutil.rmtree(tmp_path / "run")
     for what in (lambda: log.write("train", 2, {"loss": 0.4}), log.close):
