@@ -183,8 +183,8 @@ def add_sampler_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--sigma_max", type=float, metavar="S",
-        help="noise level to start at; default: the process's highest, which networks that "
-        "trained little on it cannot denoise",
+        help="noise level to start at, with --spacing trailing, karras or log_snr; default: the "
+        "process's highest, which networks that trained little on it cannot denoise",
     )  # fmt: skip
     group.add_argument("--no_clip", action="store_true", help="do not clip x0 to [-1, 1]")
     group.add_argument(

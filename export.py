@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     for path in paths[1:]:
         print(f"      {path}")
     print(f"\ntry  python sample.py --ckpt {folder} --n 16")
-    print(f"     python linear.py --ckpt {folder} --protocol cached")
+    print(f"     python linear.py --ckpt {folder} --grid --protocol cached")
     return 0
 
 

@@ -62,7 +62,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--protocol", choices=["paper", "cached"], default="paper", help="of the linear probe"
     )
-    parser.add_argument("--n", type=int, default=256, help="samples; 10000 for a FID to compare")
+    parser.add_argument(
+        "--n", type=int, default=256, help="samples; 5000 or more for a FID to compare"
+    )
     parser.add_argument("--inception", metavar="PATH", help="the Inception weights, for the FID")
     args = parser.parse_args(argv)
     if args.config is None and args.dataset is None:
