@@ -33,7 +33,7 @@ from model.input_scale import INPUT_SCALES, RescaledDenoiser
 from model.models import build_denoiser, first_misfit
 from model.released import is_released, read_released
 from support.checksum import checksum
-from support.errors import UserError
+from support.errors import UserError, reason_of
 from support.files import DAMAGED, has_form, replacing
 from utils import is_out_of_memory, seed_everything
 
@@ -178,11 +178,7 @@ def _read(path: Path) -> object:
             f"{path}: refused: it is not a plain checkpoint and could run code when read"
         ) from None
     except DAMAGED as error:
-        raise UserError(f"{path}: damaged or truncated checkpoint ({_reason(error)})") from None
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or truncated checkpoint ({reason_of(error)})") from None
 
 
 def _open(path: Path) -> object:
@@ -214,7 +210,7 @@ def taking_over(path: Path, advice: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise UserError(
-            f"{path}: damaged: what is needed to go on is not in it ({_reason(error)}): {advice}"
+            f"{path}: damaged: what is needed to go on is not in it ({reason_of(error)}): {advice}"
         ) from None
 
 

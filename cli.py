@@ -13,7 +13,7 @@ import torch
 from arguments import Exclusion, JobParser, int_from, int_list
 from checkpoint import TrainedModel, find, load_denoiser, untrained
 from config import Config, load_config
-from datasets import Dataset, canonical_name, read_dataset
+from datasets import SPLITS, Dataset, canonical_name, read_dataset, stratified
 from evaluation.data_record import note_other_data
 from evaluation.encoded import encoded
 from model.denoiser import Denoiser
@@ -227,6 +227,15 @@ def set_options(settings: Iterable[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
+def job_words(args: argparse.Namespace, config: str, settings: Iterable[str]) -> list[str]:
+    """The words that hand on to another job what this one was given: the config, data, device,
+    precision, what to do about bad images, and `settings`, as after --set."""
+    words = ["--config", config, "--data_dir", args.data_dir]
+    words += ["--device", args.device] if args.device else []
+    words += [f"--{name}" for name in ("use_amp", "skip_bad_images") if vars(args).get(name)]
+    return words + set_options(settings)
+
+
 def config_path(args: argparse.Namespace) -> Path:
     """The YAML that the command line names. Raises UserError if it names none."""
     if args.dataset:
@@ -264,6 +273,15 @@ def load_dataset(
         return dataset
     note_other_data(model, dataset)
     return encoded(dataset, model.denoiser, Path(config.save_dir) / "features")
+
+
+def load_datasets(
+    args: argparse.Namespace, config: Config, model: TrainedModel | None = None
+) -> tuple[Dataset, Dataset]:
+    """Train, or with --n_train so many images of it, the classes in proportion, and test: see
+    `load_dataset`."""
+    train, test = (load_dataset(args, config, split, model) for split in SPLITS)
+    return stratified(train, vars(args).get("n_train"), config.seed), test
 
 
 def load_model(args: argparse.Namespace, device: torch.device) -> TrainedModel:

@@ -50,7 +50,7 @@ from evaluation.fid.inception import (
     weights_fingerprint,
 )
 from evaluation.samples.sample_sets import describe, refuse_others
-from sampling import SamplerSettings, sample_in_batches
+from sampling import SamplerSettings, draw_all
 from support import distributed
 from support.errors import UserError
 from support.files import check_writable, load_json, write_json
@@ -95,7 +95,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 @job
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
     """Writes the scores as .json and prints them. --export_reference writes training images."""
     args = parse_args(argv)
     device = pick_device(args.device)
@@ -122,13 +122,13 @@ def main(argv: list[str] | None = None) -> None:
             export_images(train.images, args.export_reference)
         print(f"{len(train):,} images of {train.name} train written to {args.export_reference}")
     if path is None:
-        return
+        return 0
     with distributed.main_first():  # it downloads them
         weights = find_weights(args.inception)
     inception = load_inception(weights, device)
     started = time.perf_counter()
     if images is None:
-        images = draw(model, settings, args.n, args.batch_size, args.use_amp)
+        images = draw_all(model, settings, args.n, args.use_amp, args.batch_size)
     warn(images, train, args.kid)
     scores = score(images, train, inception, weights, args, config.seed)
     about = {
@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": time.perf_counter() - started,
     }  # fmt: skip
     write_scores(scores | about, path)
+    return 0
 
 
 def score_path(
@@ -148,18 +149,6 @@ def score_path(
         return None
     drawn = f"ep{model.epoch}_{settings.tag()}_n{args.n}"
     return Path(args.output_dir or model.config.save_dir) / f"fid_{drawn}.json"
-
-
-def draw(
-    model: TrainedModel, settings: SamplerSettings, n: int, batch_size: int, use_amp: bool
-) -> np.ndarray:
-    """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8."""
-    network, mine = model.config.network, distributed.share(n)
-    drawn = sample_in_batches(
-        model.denoiser, settings, mine, model.config.seed, network.image_shape, use_amp, batch_size
-    )
-    parts = [np.empty((0, *network.pixel_shape), np.uint8), *(batch.numpy() for _, batch in drawn)]
-    return distributed.gather_rows(np.concatenate(parts))
 
 
 def warn(images: np.ndarray, train: Dataset, kid: bool) -> None:
@@ -229,4 +218,4 @@ def write_scores(scores: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -10,21 +10,19 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from arguments import Exclusion
 from checkpoint import TrainedModel
 from cli import (
     add_output_dir,
     job,
     job_parser,
-    load_dataset,
+    load_datasets,
     load_model,
     load_untrained,
     one_cell,
     results_folder,
 )
-from datasets import SPLITS, Dataset, stratified
+from datasets import Dataset
 from evaluation.classifiers.finetuning import (
     COMPARED,
     RECIPE,
@@ -71,18 +69,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add_output_dir(parser)
     return parser.parse_args(argv)
-
-
-def load_start(args: argparse.Namespace, device: torch.device) -> TrainedModel:
-    """The checkpoint's model, or with --scratch one of random weights."""
-    return load_untrained(args, device) if args.scratch else load_model(args, device)
-
-
-def load_datasets(args: argparse.Namespace, model: TrainedModel) -> tuple[Dataset, Dataset]:
-    """Train, or the --n_train images of it, and test."""
-    config = model.config
-    train, test = (load_dataset(args, config, split, model) for split in SPLITS)
-    return stratified(train, args.n_train, config.seed), test
 
 
 def deciding_settings(
@@ -137,11 +123,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     recipe = RECIPE.changed_by(vars(args))
     device = pick_device(args.device)
-    model = load_start(args, device)
+    model = load_untrained(args, device) if args.scratch else load_model(args, device)
     config = model.config
     folder = results_folder(args, config)
     check_writable([folder])
-    train, test = load_datasets(args, model)
+    train, test = load_datasets(args, config, model)
     settings = deciding_settings(args, recipe, model, train, test)
     t, block = settings["timestep"], settings["blockname"]
     classifier = Classifier(model.denoiser, t, block, train, config.seed)

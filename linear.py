@@ -11,7 +11,7 @@ from cli import (
     add_output_dir,
     job,
     job_parser,
-    load_dataset,
+    load_datasets,
     load_model,
     load_untrained,
     one_cell,
@@ -19,7 +19,6 @@ from cli import (
     results_folder,
 )
 from config import Config
-from datasets import SPLITS, stratified
 from evaluation.plots import subject
 from evaluation.probe.cells import Cell, cells_of
 from evaluation.probe.features import FeatureSource, model_source, pixel_source
@@ -117,19 +116,16 @@ def probed_source(
     """The model (of --epochs the newest; None: pixels), what is probed of it, the config, words
     for titles, facts for files."""
     facts = {"checkpoint": None, "epoch": None}
-    if args.baseline is None:
-        model = load_model(args, device)
-        facts = {"checkpoint": str(model.path), "epoch": model.epoch}
-        facts["input_scale"] = model.input_scale
-        config, what = model.config, model.stage
-        source = model_source(model, args.use_amp)
-    elif args.baseline == "random":
-        model = load_untrained(args, device)
-        config, what = model.config, model.stage
-        source = model_source(model, args.use_amp)
-    else:
+    if args.baseline == "pixels":
         model, config, what = None, pick_config(args), "raw pixels"
         source = pixel_source()
+    else:
+        model = load_untrained(args, device) if args.baseline else load_model(args, device)
+        config, what = model.config, model.stage
+        source = model_source(model, args.use_amp)
+    if args.baseline is None:
+        facts = {"checkpoint": str(model.path), "epoch": model.epoch}
+        facts["input_scale"] = model.input_scale
     return model, source, config, what, facts | {"fingerprint": source.fingerprint}
 
 
@@ -188,8 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     cells = asked_cells(args, source, config)
     kept = [Path(config.save_dir, name) for name in ("features", "probes")]
     check_writable([results_folder(args, config), *kept], [args.save_features])
-    train, test = (load_dataset(args, config, split, model) for split in SPLITS)
-    train = stratified(train, args.n_train, config.seed)
+    train, test = load_datasets(args, config, model)
     probe = Probe(
         train=train, test=test, cells=cells,
         protocol=Protocol(args.protocol, config.linear, config.flip),

@@ -18,27 +18,26 @@ from cli import (
     add_output_dir,
     job,
     job_parser,
-    load_dataset,
+    load_datasets,
     load_model,
     one_cell,
     pick_config,
     results_folder,
 )
 from config import Config
-from datasets import SPLITS, Dataset, stratified, stratified_subset
+from datasets import Dataset, stratified_subset
 from evaluation.classifiers.noisy import (
     RECIPES,
     Backbone,
     mlp_on_features,
     noise_drawer,
-    noise_levels,
     score,
     wide_resnet,
     with_process,
 )
 from evaluation.classifiers.noisy_report import write_accuracies
 from evaluation.classifiers.supervised import Recipe, SupervisedTraining, training_batches
-from model.models import PROCESSES
+from model.models import PROCESSES, process_of
 from support import distributed
 from support.files import check_writable, short_hash
 from utils import pick_device
@@ -102,9 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     config = with_process(pick_config(args) if model is None else model.config, args.mode)
     folder = results_folder(args, config)
     check_writable([folder])
-    seed, process = config.seed, noise_levels(config).to(device)
-    train, test = (load_dataset(args, config, split, model) for split in SPLITS)
-    train, scored = stratified(train, args.n_train, seed), range(len(test))
+    seed, process = config.seed, process_of(config).to(device)
+    train, test = load_datasets(args, config, model)
+    scored = range(len(test))
     if args.n_test is not None:
         scored = stratified_subset(test.labels, args.n_test, seed, "--n_test")
     if model is None:

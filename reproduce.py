@@ -24,11 +24,11 @@ from cli import (
     config_path,
     job,
     job_parser,
-    load_dataset,
+    job_words,
+    load_datasets,
     one_process,
     overrides_and_seed,
     pick_config,
-    set_options,
 )
 from config import Config
 from evaluation.fid.inception import find_weights
@@ -118,12 +118,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def common_arguments(args: argparse.Namespace) -> list[str]:
-    """What every job of the chain is given: config, data, device and overrides."""
-    command = ["--config", str(config_path(args)), "--data_dir", args.data_dir]
-    command += ["--device", args.device] if args.device else []
-    command += ["--use_amp"] if args.use_amp else []
-    command += ["--skip_bad_images"] if args.skip_bad_images else []
-    return command + set_options(overrides_and_seed(args))
+    """What every job of the chain is given."""
+    return job_words(args, str(config_path(args)), overrides_and_seed(args))
 
 
 def later_steps(
@@ -235,7 +231,7 @@ def announce_long_work(args: argparse.Namespace, config: Config) -> None:
 def measure(args: argparse.Namespace, config: Config) -> tuple[Cost, int]:
     """The cost of training, and the number of all images."""
     setup_logging()
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    train, test = load_datasets(args, config)
     trainer = Trainer(config, train, pick_device(args.device), args.use_amp, args.compile)
     return measure_cost(trainer), len(train) + len(test)
 

@@ -134,7 +134,7 @@ def interpolate(
         raise UserError(f"--interpolate needs a deterministic sampler, not {settings.tag()}")
     if settings.guidance and len(settings.classes or ()) != 1:
         raise UserError("--interpolate: name the one class of both ends, as in --classes 3")
-    config, device = model.config, next(model.denoiser.parameters()).device
+    config, device = model.config, model.denoiser.device
     ends = ImageNoise(config.seed, args.interpolate, config.network.image_shape, device).draw()
     steps = args.interp_steps or 10
     noise = slerp(*ends, torch.linspace(0, 1, steps, device=device))
@@ -170,10 +170,7 @@ def draw(
     share = distributed.share(len(missing))
     mine = missing[share.start : share.stop]
     started = time.monotonic()
-    shape, seed = model.config.network.image_shape, model.config.seed
-    for indices, images in sample_in_batches(
-        model.denoiser, settings, mine, seed, shape, args.use_amp, args.batch_size
-    ):
+    for indices, images in sample_in_batches(model, settings, mine, args.use_amp, args.batch_size):
         for i, image in zip(indices, images, strict=True):
             save_png(png(folder, i), image, flush=False)
     distributed.barrier()

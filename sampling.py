@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from checkpoint import TrainedModel
 from datasets import to_uint8
 from model.denoiser import Denoiser
 from model.samplers import (
@@ -19,6 +21,7 @@ from model.samplers import (
     guided,
     last_timestep,
 )
+from support import distributed
 from support.errors import UserError
 from utils import ImageNoise, autocast, progress
 
@@ -142,7 +145,7 @@ def labels_of(
     if classes is None:
         return None
     labels = [class_of(i, classes) for i in indices]
-    return torch.tensor(labels, device=next(denoiser.parameters()).device)
+    return torch.tensor(labels, device=denoiser.device)
 
 
 def classes_of(denoiser: Denoiser, settings: SamplerSettings) -> list[int] | None:
@@ -171,7 +174,7 @@ def solve(
     `watch` sees every evaluation of D. Everything outside the network is in float64, except on
     MPS, which has none.
     """
-    device = next(denoiser.parameters()).device
+    device = denoiser.device
     row = SAMPLERS[settings.sampler]
     options = dict(row.options) | (denoiser.churn if row.takes_churn else {})
     if settings.eta is not None:
@@ -215,7 +218,7 @@ def sample(
     Starting and step noise, of `image_shape`, depend on the seed and each index alone; latents
     are decoded. Raises UserError if one has a pixel that is no finite number.
     """
-    noise = ImageNoise(seed, indices, image_shape, next(denoiser.parameters()).device)
+    noise = ImageNoise(seed, indices, image_shape, denoiser.device)
     y = labels_of(denoiser, settings, indices)
     x0 = denoiser.decode(solve(denoiser, settings, noise.draw, y, use_amp, watch))
     if not x0.isfinite().all():
@@ -227,21 +230,32 @@ def sample(
 
 
 def sample_in_batches(
-    denoiser: Denoiser,
+    model: TrainedModel,
     settings: SamplerSettings,
     indices: Sequence[int],
-    seed: int,
-    image_shape: tuple[int, int, int],
     use_amp: bool,
     batch_size: int,
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
-    """(indices, images on the CPU), batch by batch, with a bar: see `sample`."""
+    """(indices, images on the CPU), batch by batch, with a bar: see `sample`. The seed is that of
+    the model's config."""
+    seed, shape = model.config.seed, model.config.network.image_shape
     title = f"{settings.sampler}, {settings.steps} steps"
     with progress(total=len(indices), desc=title, shared=True, unit="image") as bar:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            yield batch, sample(denoiser, settings, batch, seed, image_shape, use_amp).cpu()
+            yield batch, sample(model.denoiser, settings, batch, seed, shape, use_amp).cpu()
             bar.update(len(batch))
+
+
+def draw_all(
+    model: TrainedModel, settings: SamplerSettings, n: int, use_amp: bool, batch_size: int
+) -> np.ndarray:
+    """The images that sample.py writes as 0 .. n-1 with these settings: (n, C, H, W) uint8, on
+    every rank."""
+    drawn = sample_in_batches(model, settings, distributed.share(n), use_amp, batch_size)
+    shape = model.config.network.pixel_shape
+    parts = [np.empty((0, *shape), np.uint8), *(batch.numpy() for _, batch in drawn)]
+    return distributed.gather_rows(np.concatenate(parts))
 
 
 def default_samples_folder(save_dir: str | Path, epoch: int, settings: SamplerSettings) -> Path:

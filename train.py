@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
-from cli import job, job_parser, load_dataset, pick_config
+from cli import job, job_parser, load_datasets, pick_config
 from config import Config
 from config.identity import may_differ
 from datasets import Dataset
@@ -102,7 +102,7 @@ def prepared(
     args: argparse.Namespace, config: Config, device: torch.device
 ) -> tuple[Trainer, Dataset]:
     """What trains, at the start, and the test images."""
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    train, test = load_datasets(args, config)
     trainer = Trainer(config, train, device, args.use_amp, args.compile)
     note_what_is_left(trainer.denoiser)
     return trainer, test

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from support import distributed
-from support.errors import UserError
+from support.errors import UserError, reason_of
 
 log = logging.getLogger("tiny-ddae")
 
@@ -92,10 +92,9 @@ def pick_device(name: str | None = None) -> torch.device:
             raise UserError(f"--device {name}: give cuda, cuda:1 (the second GPU), mps or cpu")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         advice = "start one process per GPU, or try" if several else "try"
         raise UserError(
-            f"--device {name}: not usable here ({reason}); {advice} --device cpu"
+            f"--device {name}: not usable here ({reason_of(error)}); {advice} --device cpu"
         ) from None
     if several and device.type == "cuda":
         torch.cuda.set_device(device)
@@ -132,11 +131,10 @@ def compiled(forward: Callable, device: torch.device) -> Callable:
     try:
         torch.compile(torch.neg)(torch.zeros(2, device=device))
     except RuntimeError as error:  # of it, all that torch.compile raises is a subclass
-        reason = str(error).strip().splitlines()[0]
         needs = "Triton" if device.type == "cuda" else "a C++ compiler"
         raise UserError(
-            f"--compile: torch.compile does not work here ({reason}): install {needs}, or leave "
-            "--compile out"
+            f"--compile: torch.compile does not work here ({reason_of(error)}): install {needs}, "
+            "or leave --compile out"
         ) from None
     return torch.compile(forward)
 

@@ -12,7 +12,7 @@ from datasets import to_model_range
 from evaluation.plots import forward_process
 from model.DDPM import alpha
 from model.denoiser import Denoiser
-from model.models import PROCESSES
+from model.models import process_of
 from support.errors import UserError
 from support.files import check_writable
 from utils import generator
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     """Writes forward_process.png."""
     args = parse_args(argv)
     config = pick_config(args)
-    process = PROCESSES[config.model_type](torch.nn.Linear(1, 1), config.diffusion)
+    process = process_of(config)
     timesteps = timesteps_of(args, process)
     path = Path(args.save_path or Path(config.save_dir) / "forward_process.png")
     check_writable(files=[path])

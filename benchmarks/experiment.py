@@ -12,7 +12,7 @@ from pathlib import Path
 
 import checkpoint
 from arguments import int_from, int_list, sums_of
-from cli import config_path, overrides_and_seed, set_options
+from cli import config_path, job_words, overrides_and_seed
 from config import load_config
 from evaluation.probe.cells import ALL
 from evaluation.probe.grid_files import file_stem
@@ -116,12 +116,8 @@ def run_settings(args: argparse.Namespace, settings: Iterable[str], folder: Path
 
 def job_arguments(args: argparse.Namespace, settings: list[str]) -> list[str]:
     """What train.py and linear.py both take: config, data, device and settings."""
-    shared = ["--config", base_of(args), "--data_dir", args.data_dir]
-    shared += [
-        f"--{name}" for name in ("use_amp", "compile", "skip_bad_images") if vars(args)[name]
-    ]
-    shared += ["--device", args.device] if args.device else []
-    return shared + set_options(settings)
+    words = job_words(args, base_of(args), settings)
+    return words + (["--compile"] if args.compile else [])
 
 
 def grid_arguments(args: argparse.Namespace, protocol: str = "cached") -> list[str]:

@@ -22,11 +22,12 @@ from benchmarks.fault_mutants import (
     flip_in_weight,
     mutate_json,
 )
+from benchmarks.record import ROOT
 from benchmarks.startup import CELL, TINY, save_untrained
 
 LIMIT_S = 120  # a job takes seconds; after this it hangs
 MEMORY = 4 << 30  # bytes that a job may take
-SHIPPED = Path(__file__).resolve().parent.parent / "config"
+SHIPPED = ROOT / "config"
 IN_A_WEIGHT = "a bit flipped in a weight"  # which has to be noticed
 FIT = ["--epochs", "1", "--n_train", "20", "--batch_size", "10"]
 CONFIG_JOBS = {  # what reads a config, and is done in a second with TINY

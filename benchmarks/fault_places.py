@@ -18,10 +18,10 @@ from PIL import Image
 
 from benchmarks.fault_jobs import JOBS, Ended, Job, run_job
 from benchmarks.fault_kills import CASES, CONFIG, Case, Work
+from benchmarks.record import ROOT
 from benchmarks.startup import CELL
 from evaluation.fid.inception import untrained_inception
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMES = 5  # so often, at other moments and sizes
 LIMIT_S = 300
 TERMINATED = {0, 128 + signal.SIGTERM, -signal.SIGTERM}  # -15: it came before the job began

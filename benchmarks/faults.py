@@ -17,8 +17,8 @@ from benchmarks.fault_mutations import measure_checkpoints, measure_yaml
 from benchmarks.fault_places import ATTEMPTS, measure_places
 from benchmarks.record import record_of
 from cli import job, one_process
-from evaluation.tables import as_markdown, as_text, write_text
-from support.files import check_writable, read_json, write_json
+from evaluation.tables import as_markdown, as_text
+from support.files import check_writable, read_json, write_json, write_text
 from utils import log
 
 PARTS = ("kills", "places", "yaml", "checkpoints")

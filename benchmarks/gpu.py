@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from arguments import int_from, names_of
-from benchmarks.gpu_jobs import ROOT
-from benchmarks.record import images_for, record_of, write_record
+from benchmarks.record import ROOT, images_for, record_of, write_record
 from cli import (
     config_path,
     job,
     job_parser,
+    job_words,
     one_process,
     overrides_and_seed,
     pick_config,
@@ -189,9 +189,7 @@ def results(groups: list[list[str]], words: list[str], until: float) -> Iterator
 
 def full(args: argparse.Namespace, config: Config) -> None:
     """The run itself, its grid and samples. Raises UserError if one of them fails."""
-    shared = ["--config", str(config_path(args)), "--data_dir", args.data_dir, "--use_amp"]
-    shared += ["--device", args.device] if args.device else []
-    shared += set_options(overrides_and_seed(args))
+    shared = [*job_words(args, str(config_path(args)), overrides_and_seed(args)), "--use_amp"]
     for command in (
         ["train.py", *shared, "--compile"], ["linear.py", *shared, "--grid"],
         ["sample.py", *shared, "--n", "64"],

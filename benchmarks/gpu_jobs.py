@@ -1,7 +1,6 @@
 """Two stages of benchmarks/gpu.py that start train.py: a kill, and two processes.
 
-Both train a small network on the digits, which need no download. Each returns (lines, figures,
-status), see `gpu_stages.Found`.
+Both train a small network on the digits, which need no download.
 """
 
 import json
@@ -9,15 +8,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 import checkpoint
-from benchmarks.record import seconds_of
+from benchmarks.record import ROOT, seconds_of
 from cli import set_options
 
-ROOT = Path(__file__).resolve().parent.parent
 EPOCHS = {"cuda": 15, "mps": 15, "cpu": 5}  # of 22 steps: the kill has to come before the last
 SMALL = [
     "network.n_channels=32", "network.ch_mults=[1,2]", "network.is_attn=[false,false]",
@@ -29,7 +28,14 @@ DETERMINISTIC = (  # train.py with PyTorch's deterministic kernels
 )
 SAME = 0.01  # the part by which the losses of one process and of two may differ
 
-Outcome = tuple[list[str], dict, str]
+
+@dataclass
+class Found:
+    """What a stage found: in words, in figures, and whether it is as it has to be."""
+
+    lines: list[str]
+    figures: dict = field(default_factory=dict)
+    status: str = "passed"  # or failed, or skipped
 
 
 def train_command(folder: Path, device: torch.device, *settings: str) -> list[str]:
@@ -61,7 +67,7 @@ def finish(process: subprocess.Popen) -> None:
 # --- a kill
 
 
-def resume(device: torch.device, folder: Path) -> Outcome:
+def resume(device: torch.device, folder: Path) -> Found:
     """A run that is killed and goes on ends with the weights of one that is not, bit for bit.
 
     If not, a third run tells whether two that nobody kills are the same at all, and the same is
@@ -70,10 +76,10 @@ def resume(device: torch.device, folder: Path) -> Outcome:
     figures = {"plain": killed_and_not(device, folder / "plain")}
     plain = figures["plain"]
     if plain["killed_at_step"] >= plain["last_step"]:
-        return ["the run ended before it was killed"], figures, "failed"
+        return Found(["the run ended before it was killed"], figures, "failed")
     words = f"killed at step {plain['killed_at_step']} of {plain['last_step']}: the weights are "
     if not plain["resumed"]:
-        return [words + "those of a run without, bit for bit"], figures, "passed"
+        return Found([words + "those of a run without, bit for bit"], figures)
     figures["deterministic"] = killed_and_not(device, folder / "deterministic", deterministic=True)
     exact = figures["deterministic"]
     lines = [
@@ -82,7 +88,7 @@ def resume(device: torch.device, folder: Path) -> Outcome:
         f"with deterministic kernels off by {exact['resumed']:.1e}",
     ]
     chance = plain["repeated"] > 0 and exact["resumed"] == 0
-    return lines, figures, "passed" if chance else "failed"
+    return Found(lines, figures, "passed" if chance else "failed")
 
 
 def killed_and_not(device: torch.device, folder: Path, deterministic: bool = False) -> dict:
@@ -124,11 +130,11 @@ def difference(a: Path, b: Path, epochs: int) -> float:
 # --- two processes
 
 
-def two_processes(device: torch.device, folder: Path) -> Outcome:
+def two_processes(device: torch.device, folder: Path) -> Found:
     """Two processes find the losses of one; on CUDA, one card each."""
     cards = torch.cuda.device_count()
     if device.type == "mps" or (device.type == "cuda" and cards < 2):
-        return [f"{cards} CUDA cards: there have to be two"], {}, "skipped"
+        return Found([f"{cards} CUDA cards: there have to be two"], status="skipped")
     settings = ("n_epoch=2", "network.dropout=0.0")
     kind = torch.device(device.type)
     finish(start(train_command(folder / "one", kind, *settings)))
@@ -145,7 +151,7 @@ def two_processes(device: torch.device, folder: Path) -> Outcome:
     worst = max(abs(a - b) / a for a, b in zip(one, two, strict=True))
     figures = {"one": one, "two": two, "largest_relative_difference": worst, "seconds": seconds}
     line = f"losses of two processes and of one within {worst:.1e}"
-    return [line], figures, "passed" if worst < SAME else "failed"
+    return Found([line], figures, "passed" if worst < SAME else "failed")
 
 
 def train_losses(folder: Path) -> list[float]:

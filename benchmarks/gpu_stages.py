@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -21,9 +21,9 @@ from torch import Tensor
 
 import datasets
 from benchmarks import training
-from benchmarks.gpu_jobs import ROOT, resume, two_processes
+from benchmarks.gpu_jobs import Found, resume, two_processes
 from benchmarks.gpu_memory import memory
-from benchmarks.record import free, images_for, seconds_of, synthetic
+from benchmarks.record import ROOT, free, images_for, seconds_of, synthetic
 from benchmarks.training_loops import Ours
 from config import Config, load_config
 from datasets import Batches, Batching
@@ -63,15 +63,6 @@ class Given:
         if self.tiny:
             return synthetic(config, 200)
         return images_for(config, self.data_dir, training.SYNTHETIC)[0]
-
-
-@dataclass
-class Found:
-    """What a stage found: in words, in figures, and whether it is as it has to be."""
-
-    lines: list[str]
-    figures: dict = field(default_factory=dict)
-    status: str = "passed"  # or failed, or skipped
 
 
 # --- training in every precision
@@ -259,9 +250,9 @@ def tests(given: Given) -> Found:
 
 STAGES: dict[str, Callable[[Given], Found]] = {
     "tests": tests, "precision": precision,
-    "memory": lambda given: Found(*memory(given.device, given.tiny)),
-    "resume": lambda given: Found(*resume(given.device, given.folder)),
-    "two": lambda given: Found(*two_processes(given.device, given.folder)),
+    "memory": lambda given: memory(given.device, given.tiny),
+    "resume": lambda given: resume(given.device, given.folder),
+    "two": lambda given: two_processes(given.device, given.folder),
     "compile": compiled, "data": data, "speed": speed,
 }  # fmt: skip
 

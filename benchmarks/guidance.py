@@ -28,7 +28,7 @@ from cli import (
     add_output_dir,
     job,
     job_parser,
-    load_dataset,
+    load_datasets,
     one_process,
     pick_config,
     results_folder,
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     config, device = pick_config(args), pick_device(args.device)
     folder = results_folder(args, config)
     check_writable([folder])
-    train, test = (load_dataset(args, config, split) for split in ("train", "test"))
+    train, test = load_datasets(args, config)
     sets = [read_set(path, config.dataset) for path in args.folders]
     for found in sets:
         refuse_other_classes(found, train.class_names)

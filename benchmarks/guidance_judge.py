@@ -13,18 +13,11 @@ from evaluation.classifiers.supervised import Recipe, SupervisedTraining, sgd, t
 from evaluation.plots import image_grids
 from evaluation.samples.grids import image_grid, load_png, rows_by_class
 from evaluation.samples.sample_sets import png
-from evaluation.tables import (
-    as_markdown,
-    as_text,
-    percent,
-    wilson_interval,
-    with_interval,
-    write_text,
-)
+from evaluation.tables import as_markdown, as_text, percent, wilson_interval, with_interval
 from model.wide_resnet import WideResNet
 from sampling import class_of
 from support.errors import UserError
-from support.files import read_json, short_hash
+from support.files import read_json, short_hash, write_text
 from utils import autocast, seed_everything
 
 DEPTH, WIDTH = 10, 2  # of the judge

@@ -28,6 +28,8 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
         wait_for(device)
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu" or not CLEAR.exists():
+        call()
+        wait_for(device)
         return None
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):

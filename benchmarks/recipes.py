@@ -25,9 +25,9 @@ from benchmarks.experiment import (
     run_settings,
 )
 from cli import job, job_parser, overrides_and_seed
-from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
+from evaluation.tables import as_markdown, as_text, percent, with_interval
 from support.errors import UserError
-from support.files import check_writable, write_json
+from support.files import check_writable, write_json, write_text
 
 BLOCKS = "out_2,out_5,out_6,out_2+out_5+out_6"
 

@@ -17,6 +17,8 @@ from config import Config
 from datasets import Dataset, read_dataset
 from support.files import write_json
 
+ROOT = Path(__file__).resolve().parent.parent  # the repository
+
 
 def record_of(module: str, argv: list[str] | None, device: torch.device) -> dict:
     """The command, the machine and the versions of a measurement; the commit is among these."""

@@ -32,9 +32,9 @@ from model.samplers import SAMPLERS
 from sampling import (
     SamplerSettings,
     Watcher,
+    draw_all,
     evaluations_of,
     labels_of,
-    sample_in_batches,
     sampler_settings,
     solve,
 )
@@ -88,7 +88,7 @@ class Bench:
     @property
     def device(self) -> torch.device:
         """That of the model."""
-        return next(self.model.denoiser.parameters()).device
+        return self.model.denoiser.device
 
     def solve(
         self, settings: SamplerSettings, use_amp: bool = False, watch: Watcher | None = None
@@ -110,9 +110,9 @@ class Bench:
         what = [self.model.fingerprint(), self.model.config.seed, self.n, settings.tag()]
         path = folder / f"samplers_reference_{short_hash(what)}.npy"
         shape = (self.n, *self.model.config.network.image_shape)
-        kept = load_array(path, lambda x0: x0.shape == shape and x0.dtype == np.float64, False)
+        kept = load_array(path, lambda x0: x0.shape == shape and x0.dtype == np.float64)
         if kept is not None:
-            return torch.from_numpy(kept)
+            return torch.from_numpy(np.array(kept))
         total = evaluations_of(REFERENCE, steps) * -(-self.n // self.batch_size)
         with progress(total=total, desc=f"reference, {steps} steps", unit="evaluation") as bar:
             x0 = self.solve(settings, watch=lambda *_: bar.update())
@@ -155,12 +155,8 @@ class FidScore:
 
     def __call__(self, settings: SamplerSettings) -> dict:
         """`facts`, and the `value`."""
-        bench, config = self.bench, self.bench.model.config
-        drawn = sample_in_batches(
-            bench.model.denoiser, settings, list(range(bench.n)), config.seed,
-            config.network.image_shape, bench.use_amp, bench.batch_size,
-        )  # fmt: skip
-        images = np.concatenate([batch.numpy() for _, batch in drawn])
+        bench = self.bench
+        images = draw_all(bench.model, settings, bench.n, bench.use_amp, bench.batch_size)
         gaussian = fit_gaussian(self._features(images, settings.tag()))
         return self.facts | {"value": frechet_distance(gaussian, self.gaussian)}
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from evaluation.fid.frechet import score_name
 from evaluation.plots import curves
-from evaluation.tables import as_markdown, as_text, write_text
+from evaluation.tables import as_markdown, as_text
 from model.samplers import SAMPLERS
+from support.files import write_text
 
 BASELINE = "ddim"  # what the seconds are compared with
 ERROR = (

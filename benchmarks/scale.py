@@ -24,15 +24,9 @@ from benchmarks.experiment import (
 )
 from cli import job, job_parser
 from evaluation.plots import curves
-from evaluation.tables import (
-    as_markdown,
-    as_text,
-    half_width,
-    with_interval,
-    write_text,
-)
+from evaluation.tables import as_markdown, as_text, half_width, with_interval
 from support.errors import UserError
-from support.files import check_writable, write_json
+from support.files import check_writable, write_json, write_text
 
 BLOCKS = "out_1,out_2,out_3,out_4,out_5,out_6,out_7,out_8"
 EXCLUDES = (Exclusion("seeds", ("seed",), "several seeds, or one"),)

@@ -18,14 +18,13 @@ import torch
 
 import checkpoint
 from arguments import JobParser, at_least, names_of
-from benchmarks.record import record_of, write_record
+from benchmarks.record import ROOT, record_of, write_record
 from cli import job, one_process
 from config import parse_config
 from evaluation.tables import aligned
 from support.errors import UserError
 from support.files import check_writable
 
-ROOT = Path(__file__).resolve().parent.parent
 IMPORT_TORCH = ("-c", "import torch")
 TINY = {  # a network of a second, on images that need no download
     "dataset": "digits", "flip": False, "n_epoch": 1,

@@ -7,11 +7,11 @@ import numpy as np
 
 from checkpoint import TrainedModel
 from datasets import Dataset
+from readers.image_files import first_of
 from support.errors import UserError
 from utils import log, note_once
 
 SAMPLE = 1000  # images whose pixels are read: all of a large memory map would take minutes
-NAMED = 3  # classes, in a message
 
 
 def data_record(dataset: Dataset) -> dict:
@@ -91,5 +91,4 @@ def _of_classes(before: list[str], now: list[str]) -> list[str]:
     changed = [
         f"{i} is {a}, not {b}" for i, (a, b) in enumerate(zip(now, before, strict=True)) if a != b
     ]
-    more = [f"and {len(changed) - NAMED} more"] if len(changed) > NAMED else []
-    return [f"classes: {', '.join(changed[:NAMED] + more)}"]
+    return [f"classes: {first_of(changed)}"]

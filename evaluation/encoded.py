@@ -41,7 +41,7 @@ def encoded(dataset: Dataset, denoiser: Denoiser, folder: Path) -> Dataset:
     with distributed.main_first():
         images = load_array(path, fits)
         if images is None:
-            _encode(dataset, codec, next(denoiser.parameters()).device, path, how)
+            _encode(dataset, codec, denoiser.device, path, how)
             images = load_array(path, fits)
     log.info(f"{how}, kept in {path}")
     return replace(dataset, images=images)

@@ -5,9 +5,16 @@ from pathlib import Path
 
 from checkpoint import TrainedModel, versions
 from evaluation.probe.cells import CellResult
-from evaluation.probe.grid_files import file_stem, gain_rows, untrained_results
+from evaluation.probe.grid_files import (
+    UNTRAINED,
+    file_stem,
+    gain_rows,
+    grids_in,
+    untrained_results,
+    weights_of,
+)
 from evaluation.tables import markdown_table, percent
-from support.files import has_form, load_json, replacing
+from support.files import load_json, replacing, write_text
 
 HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
     "cifar10": ("uoft-cs/cifar10", "https://www.cs.toronto.edu/~kriz/cifar.html"),
@@ -18,13 +25,7 @@ HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
     ),
     "tiny_imagenet": ("zh-plus/tiny-imagenet", "https://www.image-net.org/download.php"),
 }  # fmt: skip
-PROBE = {  # what is read of a grid's record, and its form
-    "baseline": str | None, "fingerprint": str, "protocol": str, "dataset": str, "seed": int,
-    "n_train": int, "n_test": int, "use_amp": bool,
-    "config": {"network": dict, "linear": dict, "flip": bool},
-    "headline": dict | None,
-}  # fmt: skip
-HEADLINE = {"k": int | None, "by_sigma": bool}  # none where all cells are combined; older: other
+PIXELS = {"n_train": int, "headline": {"test_accuracy": int | float}}  # read of their grid
 NOT_MEASURED = "not measured"
 SAMPLING = ("sampler", "steps", "eta", "spacing", "sigma_max", "guidance")  # options of sample.py
 RECIPE = ("batch_size", "accumulate", "optim", "lrate", "warm_epoch", "warm_step", "lr_decay",
@@ -55,8 +56,7 @@ def write_card(
     ]  # fmt: skip
     if picture is not None:
         parts.insert(5, "## Samples\n\n![samples of the EMA weights](samples.png)")
-    with replacing(paths[0]) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(paths[0], "\n\n".join(parts) + "\n")
     return paths, protocols
 
 
@@ -64,20 +64,16 @@ def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], 
     """A row for each grid in `results` of a model with one of these fingerprints, of the most
     training images that there are; beside it the same cell of an untrained network and the pixels;
     and the protocols of the grids."""
-    rows, protocols, grids = [], [], []
-    for path in sorted(results.glob("linear_grid*.json")):
-        record = load_json(path, PROBE)
-        if record is None or record["baseline"] or not has_form(record["headline"], HEADLINE):
-            continue
-        if record["fingerprint"].rpartition("-")[0] in fingerprints:
-            grids.append(record)
+    rows, protocols = [], []
+    records = grids_in(results, UNTRAINED).values()
+    grids = [record for record in records if weights_of(record) in fingerprints]
     most = max((record["n_train"] for record in grids), default=0)
     for record in [record for record in grids if record["n_train"] == most]:
         protocol = record["protocol"]
         best = CellResult.from_record(record["headline"])
         untrained = untrained_results(results, record, [best])
         of_untrained = gain_rows([best], untrained)[1][2:] if untrained else [NOT_MEASURED] * 2
-        pixels = load_json(results / f"{file_stem(None, protocol, 'pixels')}.json", PROBE)
+        pixels = load_json(results / f"{file_stem(None, protocol, 'pixels')}.json", PIXELS)
         alike = pixels and pixels["n_train"] == most
         of_pixels = percent(pixels["headline"]["test_accuracy"]) if alike else NOT_MEASURED
         rows.append([protocol, best.name, best.on_test, *of_untrained, of_pixels])

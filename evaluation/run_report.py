@@ -9,7 +9,7 @@ from checkpoint import TrainedModel, versions
 from evaluation.fid.image_sets import score_file
 from evaluation.probe.cells import CellResult
 from evaluation.probe.grid_files import GRID, best_cell, file_stem, gain_markdown
-from support.files import read_json, replacing
+from support.files import read_json, write_text
 
 FID_FORM = {
     "name": str, "fid": int | float, "images": int,
@@ -41,8 +41,7 @@ def write_report(model: TrainedModel, steps: dict[str, dict], protocol: str, sam
         "## Commands",
         _commands(steps),
     ]
-    with replacing(path) as temporary:
-        temporary.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    write_text(path, "\n\n".join(sections) + "\n")
     return path
 
 

@@ -1,9 +1,5 @@
 """Numbers and tables as text and Markdown."""
 
-from pathlib import Path
-
-from support.files import replacing
-
 
 def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a proportion in 0..1 that was measured on n images (Wilson 1927)."""
@@ -57,12 +53,6 @@ def as_markdown(title: str, tables: dict[str, list[list[str]]], closing: list[st
     for heading, rows in tables.items():
         parts += [heading, markdown_table(rows)]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in closing)]).rstrip() + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def find_or_add_row(rows: list[dict], settings: dict, blank: dict) -> dict:

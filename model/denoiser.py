@@ -74,9 +74,14 @@ class Denoiser(nn.Module, ABC):
         return torch.ones_like(sigma)
 
     @property
+    def device(self) -> torch.device:
+        """That of its weights."""
+        return next(self.parameters()).device
+
+    @property
     def sigma_range(self) -> tuple[float, float]:
         """The lowest and the highest noise level, those of t = 1 and t = n_T."""
-        ends = torch.tensor([1, self.n_T], device=next(self.parameters()).device)
+        ends = torch.tensor([1, self.n_T], device=self.device)
         low, high = self.sigma(ends).tolist()
         return low, high
 
@@ -109,10 +114,6 @@ class Denoiser(nn.Module, ABC):
         s = _per_image(sigma)
         f = self._net(self.c_in(s) * x, self.c_noise(sigma), y=y)
         return self.c_skip(s) * x + self.c_out(s) * f
-
-    def score(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
-        """The gradient of log p(x; sigma) in x (Karras et al. 2022, eq. 3): like x."""
-        return (self(x, sigma, y) - x) / _per_image(sigma) ** 2
 
     def loss(
         self,

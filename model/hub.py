@@ -6,7 +6,7 @@ from pathlib import Path
 from model.diffusers_checkpoints import is_diffusers, read_plan
 from model.released import WEIGHTS
 from support import distributed
-from support.errors import UserError
+from support.errors import UserError, reason_of
 
 HUB = "hf:"
 PIPELINE_WEIGHTS = "diffusion_pytorch_model"
@@ -44,8 +44,7 @@ def _snapshot(name: str, weights: str) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=["*.json", weights]))
         except Exception as error:  # its network library's errors have no common base here
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{HUB}{name}: could not be fetched ({reason}); check the name and the network, "
-                f"{by_hand}"
+                f"{HUB}{name}: could not be fetched ({reason_of(error)}); check the name and the "
+                f"network, {by_hand}"
             ) from error

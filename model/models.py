@@ -33,6 +33,11 @@ def build_denoiser(config: Config, net: nn.Module | None = None) -> Denoiser:
     return PROCESSES[config.model_type](net, config.diffusion)
 
 
+def process_of(config: Config) -> Denoiser:
+    """The process of a config, without a network."""
+    return build_denoiser(config, nn.Identity())
+
+
 def first_misfit(weights: dict, config: Config) -> str | None:
     """The first reason why `weights`, of unchecked content, are not a state dict of the config's
     network, in words that follow the name of a file; None if they are one."""

@@ -215,15 +215,13 @@ def trailing(denoiser: Denoiser, steps: int, sigma_max: float) -> list[float]:
 
 def last_timestep(denoiser: Denoiser, sigma_max: float) -> int:
     """The t whose noise level is nearest to sigma_max."""
-    device = next(denoiser.parameters()).device
-    return round(denoiser.t(torch.tensor([sigma_max], device=device)).item())
+    return round(denoiser.t(torch.tensor([sigma_max], device=denoiser.device)).item())
 
 
 def _sigmas_of(denoiser: Denoiser, t: list[int], n: int) -> list[float]:
     if len(t) > n:
         raise ValueError(f"there are {n} timesteps; --spacing karras or log_snr takes any number")
-    device = next(denoiser.parameters()).device
-    return [*denoiser.sigma(torch.tensor(t, device=device)).tolist(), 0.0]
+    return [*denoiser.sigma(torch.tensor(t, device=denoiser.device)).tolist(), 0.0]
 
 
 def karras(denoiser: Denoiser, steps: int, sigma_max: float) -> list[float]:

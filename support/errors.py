@@ -1,4 +1,4 @@
-"""The two exceptions that a job answers without a traceback (see `cli.job`)."""
+"""The two exceptions that a job answers without a traceback (see `cli.job`), and others' words."""
 
 
 class UserError(Exception):
@@ -6,6 +6,12 @@ class UserError(Exception):
 
     Jobs print it and exit with code 2.
     """
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 class Stopped(Exception):

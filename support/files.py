@@ -169,7 +169,7 @@ def save_array(path: str | Path, array: np.ndarray | dict[str, np.ndarray]) -> N
 
 
 def load_array(
-    path: str | Path, fits: Callable[..., bool], memory_map: bool = True
+    path: str | Path, fits: Callable[..., bool]
 ) -> np.ndarray | dict[str, np.ndarray] | None:
     """What `save_array` kept at `path`: an array, memory-mapped and read-only, or {name: array}.
 
@@ -177,7 +177,7 @@ def load_array(
     holds, is false: it is of another time, or of other settings.
     """
     try:
-        found = np.load(path, mmap_mode="r" if memory_map else None, allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             with found as arrays:
                 found = dict(arrays)
@@ -193,13 +193,18 @@ def _left_aside(path: str | Path) -> None:
     log.warning("%s is damaged, or of something else, and is left aside", path)
 
 
-# --- JSON
+# --- text and JSON
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, values: dict) -> None:
     """Writes `values` as indented JSON, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(

@@ -159,7 +159,7 @@ class Distillation:
         self.config, self.settings, self.part = config, config.distill, part
         self.row = LOSSES[self.settings.loss]
         self.teacher, self.use_amp = teacher, use_amp
-        self.device = device = next(teacher.parameters()).device
+        self.device = device = teacher.device
         self.seen_by_teacher = teacher.features
         if compiles and self.row.has_teacher:
             self.seen_by_teacher = compiled(teacher.features, device)

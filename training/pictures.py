@@ -75,7 +75,7 @@ def smoothed(values: list[float]) -> list[float]:
 
 def bucket_names(denoiser: Denoiser) -> list[str]:
     """The noise levels of each part of the training distribution, as t and as sigma."""
-    edges = torch.linspace(0, 1, BUCKETS + 1, device=next(denoiser.parameters()).device)
+    edges = torch.linspace(0, 1, BUCKETS + 1, device=denoiser.device)
     inside = 1e-6  # of its bucket, at both ends
     sigma = denoiser.training_sigma(torch.stack([edges[:-1] + inside, edges[1:] - inside], 1))
     ends = zip(denoiser.t(sigma).tolist(), sigma.tolist(), strict=True)

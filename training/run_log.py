@@ -11,7 +11,7 @@ import numpy as np
 
 from support import distributed
 from support.errors import UserError
-from support.files import has_form, replacing, writing
+from support.files import has_form, replacing, write_text, writing
 from utils import log
 
 LINE = {"kind": str, "step": int, "epoch": int}  # and what was measured
@@ -37,8 +37,7 @@ class RunLog:
         kept = self.lines()
         while kept and (kept[-1]["epoch"], kept[-1]["step"]) > (epoch, step):
             kept.pop()
-        with replacing(self.path) as temporary:
-            temporary.write_text("".join(map(_as_text, kept)), encoding="utf-8")
+        write_text(self.path, "".join(map(_as_text, kept)))
         with writing(self.path):
             self.file = self.path.open("a", encoding="utf-8")
         self.events = save_dir / "tensorboard"

@@ -42,7 +42,7 @@ class Classifier(nn.Module):
     def __init__(self, denoiser: Denoiser, t: int, block: str, dataset: Dataset, seed: int):
         super().__init__()
         self.denoiser, self.t, self.block = denoiser.requires_grad_(), t, block
-        device = next(denoiser.parameters()).device
+        device = denoiser.device
         blank = torch.zeros(1, *dataset.images.shape[1:], device=device)
         features = self.features(blank, blank)
         weights = list(denoiser.parameters())

@@ -21,7 +21,6 @@ from evaluation.probe.features import FeatureSource, model_source
 from evaluation.tables import wilson_interval
 from model.block import TimeEmbedding
 from model.denoiser import Denoiser
-from model.models import build_denoiser
 from model.wide_resnet import WideResNet
 from support import distributed
 from utils import (
@@ -137,11 +136,6 @@ def with_process(config: Config, mode: str | None) -> Config:
     return config.model_copy(update={"diffusion": alike})
 
 
-def noise_levels(config: Config) -> Denoiser:
-    """The process of a config, without a network."""
-    return build_denoiser(config, nn.Identity())
-
-
 def wide_resnet(process: Denoiser, train: Dataset, depth: int, width: int, seed: int) -> Backbone:
     """WRN-<depth>-<width> on the CPU. Raises UserError for a depth that there is not."""
     seed_everything(seed, "wrn")
@@ -158,7 +152,7 @@ def mlp_on_features(
     They are standardised by those of some training images at the noise levels of `process`.
     Raises UserError for a block that the model does not have.
     """
-    seed, device = model.config.seed, next(model.denoiser.parameters()).device
+    seed, device = model.config.seed, model.denoiser.device
     source = model_source(model, use_amp)
     source.check([], [block])
     features = frozen_features(model.denoiser, source, block)

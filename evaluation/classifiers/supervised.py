@@ -16,7 +16,7 @@ from evaluation.probe.paper_protocol import cosine
 from support import distributed
 from support.errors import UserError
 from support.files import read_json
-from support.resumable import SAVE_EVERY_S, Resumable, all_finite
+from support.resumable import Resumable, all_finite
 from utils import amp_dtype, autocast, log, progress, redirect_to_bar, seed_everything
 
 Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
@@ -124,13 +124,13 @@ class SupervisedTraining:
             log.info(f"going on at batch {self.step:,} of {path}")
         self.model = distributed.replicated(classifier)
 
-    def run(self, save_every_s: float = SAVE_EVERY_S) -> list[dict]:
+    def run(self) -> list[dict]:
         """Trains to the last epoch; the classifier is then in eval mode. Returns the history.
 
         Accuracies are in 0..1. Raises Stopped after a signal, and UserError if the loss or the
         weights stop being finite.
         """
-        self.counted, self.kept.every_s = time.monotonic(), save_every_s
+        self.counted = time.monotonic()
         self.classifier.train()
         options = {"total": self.last, "initial": self.step, "unit": "batch"}
         with progress(desc="training", **options) as bar, redirect_to_bar(), self.kept:

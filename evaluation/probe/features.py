@@ -62,7 +62,7 @@ class FeatureSource:
         """The noise level of a timestep, to 6 digits; None where there is no noise."""
         if self.denoiser is None:
             return None
-        device = next(self.denoiser.parameters()).device
+        device = self.denoiser.device
         return float(f"{self.denoiser.sigma(torch.tensor([t], device=device)).item():.6g}")
 
     def timestep(self, sigma: float) -> Timestep:
@@ -75,14 +75,14 @@ class FeatureSource:
         low, high = (float(f"{end:.6g}") for end in self.denoiser.sigma_range)
         if not low <= sigma <= high:
             raise UserError(f"sigma {sigma:g}: outside {low:g}..{high:g}, those of this process")
-        device = next(self.denoiser.parameters()).device
+        device = self.denoiser.device
         t = round(self.denoiser.t(torch.tensor([sigma], device=device)).item(), 6)
         return round(t) if self.sigma(round(t)) == float(f"{sigma:.6g}") else t
 
 
 def network_source(denoiser: Denoiser, fingerprint: str, use_amp: bool) -> FeatureSource:
     """The decoder blocks of a denoiser in eval mode; `fingerprint` is that of its weights."""
-    device = next(denoiser.parameters()).device
+    device = denoiser.device
     precision = (amp_dtype(device) if use_amp else None) or torch.float32
 
     def features(x0: Tensor, t: float, noise: Tensor, blocks: Collection[str]) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ import numpy as np
 from evaluation.plots import heat_map
 from evaluation.probe.cells import CellResult, Outcome
 from evaluation.probe.grid_files import gain_rows
-from evaluation.tables import as_markdown, as_text, percent, with_interval, write_text
-from support.files import write_json
+from evaluation.tables import as_markdown, as_text, percent, with_interval
+from support.files import write_json, write_text
 
 Rows = list[list[str]]  # the first one is the header
 PICKED = "picked on the held-out images"

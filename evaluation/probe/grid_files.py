@@ -133,8 +133,8 @@ def find_grid(
     """
     fitting = {
         path: record
-        for path, record in _grids_in(folder).items()
-        if _weights(record) == model.fingerprint() and protocol in (None, record["protocol"])
+        for path, record in grids_in(folder).items()
+        if weights_of(record) == model.fingerprint() and protocol in (None, record["protocol"])
     }
     if not fitting:
         return None
@@ -155,8 +155,8 @@ def best_cell(
         wanted = model.stage + (f", protocol {protocol}" if protocol else "")
         there = [
             f"{path.name} (epoch {record['epoch']}, protocol {record['protocol']}"
-            + (", other weights)" if _weights(record) != model.fingerprint() else ")")
-            for path, record in _grids_in(folder).items()
+            + (", other weights)" if weights_of(record) != model.fingerprint() else ")")
+            for path, record in grids_in(folder).items()
         ]
         raise UserError(
             f"no linear_grid*.json of these weights ({wanted}) in {folder}. There are: "
@@ -166,9 +166,10 @@ def best_cell(
     return found
 
 
-def _grids_in(folder: Path) -> dict[Path, dict]:
-    """Those of trained networks that have a headline, in the order of their names."""
-    records = {path: load_json(path, GRID) for path in sorted(folder.glob("linear_grid*.json"))}
+def grids_in(folder: Path, form: object = GRID) -> dict[Path, dict]:
+    """Those of trained networks that have a headline, in the order of their names; what is not of
+    `form` is left out, with a note."""
+    records = {path: load_json(path, form) for path in sorted(folder.glob("linear_grid*.json"))}
     return {
         path: record
         for path, record in records.items()
@@ -176,5 +177,6 @@ def _grids_in(folder: Path) -> dict[Path, dict]:
     }
 
 
-def _weights(record: Mapping) -> str:
+def weights_of(record: Mapping) -> str:
+    """The fingerprint of the weights that a grid is of."""
     return record["fingerprint"].rpartition("-")[0]  # the rest is the precision of the forwards

@@ -19,8 +19,8 @@ from evaluation.probe.grid import (
     on_test,
 )
 from evaluation.probe.probe import Probe
-from evaluation.tables import as_markdown, as_text, half_width, percent, write_text
-from support.files import write_json
+from evaluation.tables import as_markdown, as_text, half_width, percent
+from support.files import write_json, write_text
 from utils import compile_network, log
 
 

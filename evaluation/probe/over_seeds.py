@@ -17,8 +17,8 @@ from evaluation.probe.grid import (
     held_out,
 )
 from evaluation.probe.probe import Probe
-from evaluation.tables import as_markdown, as_text, percent, write_text
-from support.files import write_json
+from evaluation.tables import as_markdown, as_text, percent
+from support.files import write_json, write_text
 from utils import log
 
 

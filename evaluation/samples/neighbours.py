@@ -48,7 +48,7 @@ def save_neighbours(
     damaged.
     """
     config = model.config
-    device = next(model.denoiser.parameters()).device
+    device = model.denoiser.device
     source = model_source(model, use_amp)
     names, block = source.block_names, config.linear.blockname
     t, block = config.linear.timestep, block if block in names else names[len(names) // 2]
@@ -73,7 +73,8 @@ def save_neighbours(
     }
     if not distributed.is_main():
         return
-    unit = {name: _unit(torch.from_numpy(np.array(value))) for name, value in features.items()}
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in features.items()}
+    unit = {name: F.normalize(value, dim=1) for name, value in tensors.items()}
     images = torch.from_numpy(np.array(train.images)).expand(-1, samples.shape[1], -1, -1)
     size = images.shape[2:]  # a model may draw another
     samples = F.interpolate(samples, size, mode="bilinear", antialias=True)
@@ -98,7 +99,3 @@ def save_neighbours(
 def _views(samples: Tensor, flip: bool) -> Tensor:
     """(M, C, H, W) -> (V, M, C, H, W)."""
     return torch.stack([samples, samples.flip(-1)] if flip else [samples])
-
-
-def _unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)

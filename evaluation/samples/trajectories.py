@@ -49,7 +49,7 @@ class Trajectory:
     def titles(self, denoiser: Denoiser) -> list[str]:
         """Of the columns of `table`."""
         sigmas = torch.tensor([sigma for sigma, *_ in self._shown()])
-        t = denoiser.t(sigmas.to(next(denoiser.parameters()).device))
+        t = denoiser.t(sigmas.to(denoiser.device))
         pairs = zip(t.tolist(), sigmas.tolist(), strict=True)
         return [*(f"t = {t:.4g}\n$\\sigma$ = {sigma:.3g}" for t, sigma in pairs), "image"]
 

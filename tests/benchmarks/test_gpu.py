@@ -10,11 +10,11 @@ from conftest import ROOT
 from training_helpers import CPU
 
 import checkpoint
-from benchmarks import gpu, gpu_jobs, gpu_stages
+from benchmarks import gpu, gpu_jobs, gpu_memory, gpu_stages, memory
 from benchmarks.gpu import Stage
 from cli import pick_config
 from support.errors import UserError
-from utils import amp_dtype
+from utils import amp_dtype, peak_memory_bytes
 
 
 def found_in(folder) -> dict:
@@ -31,7 +31,7 @@ def test_an_unknown_stage_is_answered_by_those_there_are():
         gpu.parse_args(["--stages", "sped"])
 
 
-def test_the_full_run_takes_the_settings_that_were_given(monkeypatch, tiny_yaml):
+def test_the_full_run_takes_what_was_given(monkeypatch, tiny_yaml):
     commands = []
 
     def run(command, timeout):
@@ -39,10 +39,12 @@ def test_the_full_run_takes_the_settings_that_were_given(monkeypatch, tiny_yaml)
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(gpu.subprocess, "run", run)
-    args = gpu.parse_args(["--config", str(tiny_yaml), "--full", "--set", "n_epoch=2"])
+    given = ["--config", str(tiny_yaml), "--skip_bad_images", "--set", "n_epoch=2"]
+    args = gpu.parse_args(["--full", *given])
     gpu.full(args, pick_config(args))
     assert len(commands) == 3
-    assert all("n_epoch=2" in command for command in commands)
+    assert all({*given, "--use_amp"} <= set(command) for command in commands)
+    assert ["--compile" in command for command in commands] == [True, False, False]
 
 
 def test_what_is_timed_runs_alone(monkeypatch):
@@ -61,6 +63,24 @@ def test_float16_can_be_forced(monkeypatch):
     with gpu_stages.precision_of("float16"):
         assert amp_dtype(device) == torch.float16
     assert gpu_stages.precisions(device) == ["float32", "bfloat16", "float16"]
+
+
+@pytest.mark.skipif(not memory.CLEAR.exists(), reason="Linux's")
+def test_the_peak_of_a_few_steps_is_theirs_alone(tiny_config):
+    """Beyond what this process holds already, which is far more."""
+    row = gpu_memory.peak(tiny_config, CPU, use_amp=False)
+    assert row["allocated_mb"] == row["reserved_mb"] < peak_memory_bytes(CPU) / 2e6
+
+
+def test_steps_are_taken_where_their_peak_is_not_known(monkeypatch, tmp_path, tiny_config):
+    taken = []
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "nowhere")
+    monkeypatch.setattr(gpu_memory.Trainer, "train_step", lambda trainer: taken.append(trainer))
+    unknown = gpu_memory.peak(tiny_config, CPU, use_amp=False)
+    assert len(taken) == 3
+    known = {"allocated_mb": 1234.0, "reserved_mb": 2000.0}
+    row = {"float32": unknown, "amp": known, "images_mb": None}
+    assert gpu_memory.words_of(row) == ["- / -", "1,234 / 2,000", "images ?"]
 
 
 def test_a_difference_of_weights_is_the_largest(tmp_path, tiny_config):
@@ -120,12 +140,12 @@ def test_a_stage_that_fails_or_hangs_ends_alone(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_kill_and_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    lines, figures, status = gpu_jobs.resume(CPU, tmp_path / "resume")
-    assert (status, figures["plain"]["resumed"]) == ("passed", 0)
-    assert "bit for bit" in lines[0]
-    _, figures, status = gpu_jobs.two_processes(CPU, tmp_path / "two")
-    assert status == "passed"
-    assert len(figures["one"]) == len(figures["two"]) == 2
+    found = gpu_jobs.resume(CPU, tmp_path / "resume")
+    assert (found.status, found.figures["plain"]["resumed"]) == ("passed", 0)
+    assert "bit for bit" in found.lines[0]
+    found = gpu_jobs.two_processes(CPU, tmp_path / "two")
+    assert found.status == "passed"
+    assert len(found.figures["one"]) == len(found.figures["two"]) == 2
     with pytest.raises(RuntimeError, match=r"ended with 2.*no such config"):
         gpu_jobs.finish(gpu_jobs.start(["--config", "nowhere.yaml"]))
     assert ROOT == gpu_jobs.ROOT

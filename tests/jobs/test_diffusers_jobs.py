@@ -13,7 +13,6 @@ from diffusers_folders import SIZE, diffusers, save_dit, save_unet
 import checkpoint
 import contrastive
 import export
-import fid
 import finetune
 import linear
 import noisy_classifier
@@ -21,7 +20,7 @@ import sample
 import visualize_features
 from evaluation.samples.grids import load_png
 from evaluation.samples.sample_sets import png
-from sampling import sampler_settings
+from sampling import draw_all, sampler_settings
 from support.files import read_json
 
 CPU = torch.device("cpu")
@@ -87,7 +86,7 @@ def test_sampling_needs_no_dataset_and_decodes(folders, tmp_path):
     model = checkpoint.load_denoiser(folders["dit"])
     settings = sampler_settings(model.denoiser, steps=4, guidance=2.0)
     assert not settings.clip  # latents have no bounds
-    drawn = fid.draw(model, settings, 3, 2, False)
+    drawn = draw_all(model, settings, 3, use_amp=False, batch_size=2)
     assert np.array_equal(drawn, images.numpy())
 
 

@@ -22,14 +22,13 @@ from evaluation.classifiers.noisy import (
     frozen_features,
     mlp_on_features,
     noise_drawer,
-    noise_levels,
     score,
     scored_timesteps,
     with_process,
 )
 from evaluation.classifiers.supervised import Recipe, SupervisedTraining, training_batches
 from evaluation.probe.features import network_source
-from model.models import build_denoiser
+from model.models import build_denoiser, process_of
 from model.wide_resnet import WideResNet
 from support import distributed
 from support.errors import UserError
@@ -55,7 +54,7 @@ def flat_images(n: int, side: int = 4) -> Dataset:
 
 @pytest.fixture(scope="module", params=["DDPM", "EDM"])
 def process(request):
-    return noise_levels(parse_config({"model_type": request.param}))
+    return process_of(parse_config({"model_type": request.param}))
 
 
 def test_the_best_classifier_has_the_accuracy_of_the_closed_form(process):
@@ -79,7 +78,7 @@ def test_20_timesteps_of_ddpm_and_all_18_of_edm(process):
 
 
 def test_a_score_depends_neither_on_batches_nor_on_other_images_nor_on_ranks(monkeypatch):
-    process = noise_levels(parse_config({"model_type": "EDM"}))
+    process = process_of(parse_config({"model_type": "EDM"}))
     classifier, test = NoisyWideResNet(process, SignOfTheMean()), flat_images(30)
 
     def accuracies(indices, **options):
@@ -149,7 +148,7 @@ def test_the_frozen_weights_are_neither_saved_nor_trained(tiny_config):
 def test_the_mlp_sees_standardised_features(tiny_config):
     denoiser = build_denoiser(tiny_config).eval()
     train = read_dataset(tiny_config, "data", "train")
-    process = noise_levels(tiny_config)
+    process = process_of(tiny_config)
     model = TrainedModel(denoiser, tiny_config, 0, Path())
     mlp = mlp_on_features(model, process, train, "out_2", False).classifier
     seen = []
@@ -164,7 +163,7 @@ def training(path, seed: int = 0, **recipe) -> SupervisedTraining:
     config = config_for("digits", (1, 8, 8))
     train = read_dataset(config, path.parent, "train")
     train = train.take(slice(100))
-    process = noise_levels(config)
+    process = process_of(config)
     torch.manual_seed(seed)
     classifier = NoisyWideResNet(process, WideResNet(1, 10, 10, 1))
     values = {"epochs": 2, "batch_size": 32, "lr": 0.1, "warm_epochs": 1, "weight_decay": 5e-4}
@@ -190,8 +189,10 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
     train_step = SupervisedTraining.train_step
     monkeypatch.setattr(SupervisedTraining, "train_step", killed_at_2)
+    part = training(tmp_path / "part.pth")
+    part.kept.every_s = 0
     with pytest.raises(Killed):
-        training(tmp_path / "part.pth").run(save_every_s=0)
+        part.run()
     monkeypatch.setattr(SupervisedTraining, "train_step", train_step)
     part = training(tmp_path / "part.pth", seed=1)  # its own start does not matter
     assert part.step == 2
@@ -299,6 +300,6 @@ def test_mistakes_are_answered_in_a_line(tiny_yaml, tiny_checkpoint, capsys, arg
 
 def test_the_classifier_is_trained_where_it_is_scored_whatever_the_denoiser_was_trained_on():
     config = parse_config({"diffusion": {"time": "lognormal", "p_mean": -3.0}})
-    process = noise_levels(with_process(config, None))
+    process = process_of(with_process(config, None))
     t = process.t(process.training_sigma(torch.linspace(0, 0.9999, 1000)))
     assert t.tolist() == pytest.approx(range(1, 1001), abs=0.01)

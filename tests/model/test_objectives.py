@@ -67,20 +67,20 @@ def expected_weight(process, sigma: float) -> float:
 def test_the_optimal_network_gives_the_optimal_denoiser_and_loss(process_class, diffusion):
     process = optimal(process_class, diffusion)
     draw = torch.Generator().manual_seed(0)
-    for u in (0.3, 0.6, 0.8):
+    for u in (0.0, 0.3, 0.6, 0.8):
         sigma = process.training_sigma(torch.full((64,), u))
         x0 = S * torch.randn(64, 1, 32, 32, generator=draw)
         noise = torch.randn(64, 1, 32, 32, generator=draw)
         x = x0 + sigma.view(-1, 1, 1, 1) * noise
         torch.testing.assert_close(
-            process(x, sigma), optimal_denoiser(x, sigma), rtol=1e-2, atol=2e-3
+            process(x, sigma), optimal_denoiser(x, sigma), rtol=1e-3, atol=1e-3
         )
         level = sigma[0].item()
         error = S**2 * level**2 / (S**2 + level**2)  # of x0
         c_out = process.c_out(sigma[0]).item()
         expected = expected_weight(process, level) * error / c_out**2
         loss = process.loss(x0, sigma, noise).mean().item()
-        assert loss == pytest.approx(expected, rel=0.03), level
+        assert loss == pytest.approx(expected, rel=0.02), level
 
 
 def test_any_other_network_has_a_higher_loss():
@@ -93,15 +93,6 @@ def test_any_other_network_has_a_higher_loss():
     forward = process.net.forward
     process.net.forward = lambda *args, **kwargs: 1.1 * forward(*args, **kwargs)
     assert process.loss(x0, sigma, noise).mean() > best
-
-
-def test_the_score_of_a_gaussian():
-    """grad log N(x; 0, s^2 + sigma^2) = -x / (s^2 + sigma^2)."""
-    process = optimal(EDM, EDMDiffusion())
-    sigma = torch.tensor([0.05, 1.0, 20.0])
-    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    expected = -x / (S**2 + sigma.view(-1, 1, 1, 1) ** 2)
-    torch.testing.assert_close(process.score(x, sigma), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_the_cosine_schedule_is_that_of_its_paper():

@@ -151,7 +151,7 @@ def without_data(config, tiny_yaml, monkeypatch):
     """Calls train.main on a run that has a latest.pth, with --set and options; it reads no data."""
     run = new_run(config)
     checkpoint.save(run.kept.path, run.trainer.full_state())
-    monkeypatch.setattr(train, "load_dataset", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(train, "load_datasets", lambda *_: pytest.fail("data were read"))
 
     def call(setting: str, *options: str) -> None:
         argv = ["--config", str(tiny_yaml), "--device", "cpu", "--batch_size", "8"]
