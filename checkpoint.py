@@ -239,7 +239,8 @@ def refuse_other_config(
     path: str | Path, state: dict, config: Config, ignore: set[str], advice: str
 ) -> None:
     """Raises UserError with the differences if the checkpoint `state`, read from `path`, was
-    trained with another config; `ignore` names the top-level keys that may differ."""
+    trained with another config; `ignore` names the keys that may differ, as `config_differences`
+    takes them."""
     inside = parse_config(state["config"], source=str(path))
     differences = config_differences(config, inside, ignore)
     if differences:

@@ -51,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     weights = model.denoiser.net.state_dict()
     about = {
         **model.about,
-        "config": model.config.model_dump(mode="json"),
+        "config": {
+            **model.about["config"],
+            "linear": model.config.linear.model_dump(mode="json"),  # whose cell the card shows
+        },
         "epoch": model.epoch,
         "input_scale": model.input_scale,
         "fingerprint": model.fingerprint(),

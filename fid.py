@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     origin = {"samples": str(args.samples)}
     if model is not None:
         origin = describe(model, settings, args.use_amp)
-        if (earlier := load_json(path)) is not None:
+        if "weights" in (earlier := load_json(path) or {}):  # older scores do not say it
             refuse_others(f"{path} holds the score of images", earlier, origin)
     check_writable([args.export_reference] if args.export_reference else [], [path])
     if args.export_reference is not None:

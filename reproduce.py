@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     record_path = Path(config.save_dir) / "reproduce.json"
     record = read_record(record_path)
     steps = record["steps"]
-    if not steps:
+    if "train" not in steps or steps["train"]["left_out"]:
         announce_long_work(args, config)
     train = [*python("train.py"), *common_arguments(args)]
     train += ["--compile"] if args.compile else []

@@ -10,7 +10,6 @@ import torch
 from arguments import Exclusion, at_least
 from checkpoint import TrainedModel, versions
 from cli import add_sampler_arguments, chosen_sampler, job, job_parser, load_dataset, load_model
-from datasets import to_uint8
 from evaluation.data_record import note_other_data
 from evaluation.samples.grids import load_png, save_image_grid, save_png
 from evaluation.samples.neighbours import save_neighbours
@@ -23,7 +22,14 @@ from evaluation.samples.sample_sets import (
     remove_damaged,
 )
 from evaluation.samples.trajectories import save_trajectory, slerp
-from sampling import SamplerSettings, default_samples_folder, labels_of, sample_in_batches, solve
+from sampling import (
+    SamplerSettings,
+    default_samples_folder,
+    finite_pixels,
+    labels_of,
+    sample_in_batches,
+    solve,
+)
 from support import distributed
 from support.errors import UserError
 from support.files import check_writable, write_json
@@ -84,10 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(args.output_dir or folder)
     check_writable([folder, folder / "pngs", folder / "intermediate"])
     description = describe(model, settings, args.use_amp)
-    earlier = earlier_set(folder, description)
     if args.interpolate:
+        alike = {key: value for key, value in description.items() if key != "classes"}
+        earlier_set(folder, alike)
         interpolate(model, settings, args, folder)
         return 0
+    earlier = earlier_set(folder, description)
     if distributed.is_main():
         remove_damaged(folder)
     distributed.barrier()
@@ -142,7 +150,7 @@ def interpolate(
     for part in noise.split(args.batch_size):
         y = labels_of(model.denoiser, settings, args.interpolate[:1] * len(part))
         x0 = solve(model.denoiser, settings, lambda part=part: part, y, args.use_amp)
-        images.append(to_uint8(model.denoiser.decode(x0)).cpu())
+        images.append(finite_pixels(model.denoiser.decode(x0)))
     path = folder / "interpolation_{}_{}.png".format(*args.interpolate)
     if distributed.is_main():
         save_image_grid(path, torch.cat(images), steps)

@@ -216,17 +216,35 @@ def sample(
     """The images with these indices: (N, C, H, W) uint8, on the denoiser's device.
 
     Starting and step noise, of `image_shape`, depend on the seed and each index alone; latents
-    are decoded. Raises UserError if one has a pixel that is no finite number.
+    are decoded.
     """
+    return to_uint8(_drawn(denoiser, settings, indices, seed, image_shape, use_amp, watch))
+
+
+def _drawn(
+    denoiser: Denoiser,
+    settings: SamplerSettings,
+    indices: Sequence[int],
+    seed: int,
+    image_shape: tuple[int, int, int],
+    use_amp: bool,
+    watch: Watcher | None = None,
+) -> Tensor:
+    """As `sample`, near [-1, 1]."""
     noise = ImageNoise(seed, indices, image_shape, denoiser.device)
     y = labels_of(denoiser, settings, indices)
-    x0 = denoiser.decode(solve(denoiser, settings, noise.draw, y, use_amp, watch))
-    if not x0.isfinite().all():
+    return denoiser.decode(solve(denoiser, settings, noise.draw, y, use_amp, watch))
+
+
+def finite_pixels(images: Tensor) -> Tensor:
+    """Images near [-1, 1] -> uint8 on the CPU. Raises UserError for a pixel that is no finite
+    number, which would be black."""
+    if not images.isfinite().all():
         raise UserError(
             "an image is not finite: leave out --use_amp or --no_clip, lower --guidance, or take "
             "another checkpoint"
         )
-    return to_uint8(x0)
+    return to_uint8(images).cpu()
 
 
 def sample_in_batches(
@@ -237,13 +255,14 @@ def sample_in_batches(
     batch_size: int,
 ) -> Iterator[tuple[Sequence[int], Tensor]]:
     """(indices, images on the CPU), batch by batch, with a bar: see `sample`. The seed is that of
-    the model's config."""
+    the model's config. Raises UserError for an image that is not finite."""
     seed, shape = model.config.seed, model.config.network.image_shape
     title = f"{settings.sampler}, {settings.steps} steps"
     with progress(total=len(indices), desc=title, shared=True, unit="image") as bar:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
-            yield batch, sample(model.denoiser, settings, batch, seed, shape, use_amp).cpu()
+            images = _drawn(model.denoiser, settings, batch, seed, shape, use_amp)
+            yield batch, finite_pixels(images)
             bar.update(len(batch))
 
 

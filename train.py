@@ -11,8 +11,8 @@ from torch import Tensor
 
 import checkpoint
 from cli import job, job_parser, load_datasets, pick_config
-from config import Config
-from config.identity import may_differ
+from config import Config, idle_settings
+from config.identity import may_differ_at_start
 from datasets import Dataset
 from evaluation.data_record import refuse_other_data
 from model.DDPM import alpha
@@ -137,13 +137,14 @@ def beginning(config: Config, latest: Path, restart: bool) -> Start:
     state = checkpoint.load_latest(latest) if latest.exists() and not restart else None
     if state is not None and config.load_epoch in (-1, state["config"].get("load_epoch")):
         free, advice = may_change(config)
+        free = free | idle_settings(config)
         checkpoint.refuse_other_config(latest, state, config, free, advice)
         return Start(latest=state)
     if config.load_epoch >= 0:
         path = checkpoint.find(config.save_dir, config.load_epoch)
         state = checkpoint.load(path)
         advice = "it cannot start this network"
-        checkpoint.refuse_other_config(path, state, config, may_differ(config), advice)
+        checkpoint.refuse_other_config(path, state, config, may_differ_at_start(config), advice)
         return Start(model=state)
     return Start(weights=starting_weights(config) if config.start_from is not None else None)
 

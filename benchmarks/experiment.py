@@ -65,7 +65,7 @@ def base_of(args: argparse.Namespace) -> str:
 def budget_of(args: argparse.Namespace) -> dict:
     """What the rows of one file have in common: what every run was given, and how it is probed."""
     probe = ("n_train", "blocks", "timesteps", "use_amp")
-    config = load_config(base_of(args), overrides_and_seed(args))
+    config = load_config(base_of(args), overrides_and_seed(args), may_be_idle=True)  # till a row
     return {
         "images": args.n_step * BATCH,
         **{name: vars(args)[name] for name in probe},

@@ -127,7 +127,8 @@ class Running:
 
 @job
 def main(argv: list[str] | None = None) -> int:
-    """Runs the stages, prints a line of each, and writes gpu_<device>.json after each."""
+    """Runs the stages, prints a line of each, and writes gpu_<device>.json after each, with the
+    stages in its name where they are not all."""
     args = parse_args(argv)
     check_writable([args.output_dir])
     config, device = pick_config(args), pick_device(args.device)
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         record["stages"][name] = found
         record["total_s"] = round(time.monotonic() - started, 1)
         stem = "gpu_rehearsal" if tiny else "gpu"
-        path = write_record(args.output_dir, stem, record, args.stages, STAGES)
+        path = write_record(args.output_dir, stem, record, (args.stages, STAGES))
         first, *more = found["lines"]
         line = f"{name:10} {found['status']:8} {found['seconds']:6.1f} s  {first}"
         print("\n".join([line, *(" " * 30 + text for text in more)]), flush=True)

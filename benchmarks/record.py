@@ -78,14 +78,14 @@ def write_record(
     folder: str | Path,
     stem: str,
     record: dict,
-    asked: Collection[str] = (),
-    whole: Collection[str] = (),
+    *parts: tuple[Collection[str], Collection[str]],
 ) -> Path:
     """Writes <folder>/<stem>_<device's name>.json and returns its path.
 
-    Where `asked` is not the `whole`, its names follow the stem: a part replaces no whole.
+    parts: pairs (what was asked for, all that there is). Where these differ, the names of the
+    first follow the stem: a part replaces no whole.
     """
-    part = list(asked) if set(asked) != set(whole) else []
+    part = [name for asked, whole in parts if set(asked) != set(whole) for name in asked]
     words = re.findall(r"[a-z0-9]+", record["machine"]["name"].lower())
     path = Path(folder) / f"{'_'.join([stem, *part, *words])}.json"
     write_json(path, record)

@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{record['config']} on {record['machine']['name']}", flush=True)
     for part in args.parts:
         rows = record["parts"][part] = list(measured[part]())
-        path = write_record(args.output_dir, "scaling", record, args.parts, PARTS)
+        path = write_record(args.output_dir, "scaling", record, (args.parts, PARTS))
         print(f"\n{TABLES[part](part, rows)}", flush=True)
     print(f"\nwrote {path}")
     return 0

@@ -86,7 +86,9 @@ def main(argv: list[str] | None = None) -> int:
             continue
         found = measure(config, train, device, use_amp, names, args.rounds, steps)
         record["precisions"][precision] = found
-        path = write_record(args.output_dir, "training", record, args.loops, LOOPS)
+        path = write_record(
+            args.output_dir, "training", record, (args.loops, LOOPS), (args.precisions, PRECISIONS)
+        )
         print("\n" + report(found), flush=True)
     print(f"\nwrote {path}" if path else "\nnothing was measured")
     return 0

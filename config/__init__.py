@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from config.schema import FOREIGN_NETWORKS, NEEDS, PROCESSES, Config
 from support.errors import UserError
 
-__all__ = ["Config", "config_differences", "load_config", "parse_config"]
+__all__ = ["Config", "config_differences", "idle_settings", "load_config", "parse_config"]
 
 
 MISSING = object()
@@ -75,10 +75,11 @@ def _size(value: object, known: dict[int, float]) -> float:
     return known[id(value)]
 
 
-def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: list[str] = (), may_be_idle: bool = False) -> Config:
     """Reads `path` (YAML) and applies `overrides`, each `key=value` with dots for sections.
 
-    Raises UserError that names the file, the key and the nearest valid one.
+    Raises UserError that names the file, the key and the nearest valid one; unless they
+    `may_be_idle` also for values that change nothing, see `refuse_idle`.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -93,27 +94,39 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
     config = parse_config(values, overrides, source=str(path))
-    refuse_idle(config, str(path))
+    if not may_be_idle:
+        refuse_idle(config, str(path))
     return config
 
 
 def refuse_idle(config: Config, source: str) -> None:
-    """Raises UserError for a value that is not the default and, by another setting, changes
-    nothing: a sweep over it would train the same network again and again.
+    """Raises UserError for a value of `idle_settings` that is not the default: a sweep over it
+    would train the same network again and again.
 
     It is for what people write. Checkpoints are read whatever they hold.
     """
     lines = []
-    for name, (other, wanted) in NEEDS.items():
-        (value, default), (decides, usual) = _value(config, name), _value(config, other)
-        if value != default and usual is not MISSING and decides not in wanted:
-            meant = " or ".join(map(str, wanted))
+    for name in sorted(idle_settings(config)):
+        value, default = _value(config, name)
+        if value != default:
+            other, wanted = NEEDS[name]
             lines.append(
-                f"{source}: {name}: changes nothing unless {other} is {meant} (found {decides}): "
-                "set that, or leave it out"
+                f"{source}: {name}: changes nothing unless {other} is "
+                f"{' or '.join(map(str, wanted))} (found {_value(config, other)[0]}): set that, or "
+                "leave it out"
             )
     if lines:
         raise UserError("\n".join(lines))
+
+
+def idle_settings(config: Config) -> set[str]:
+    """The settings that by another one change nothing, such as "distill.weight" without a loss."""
+    decided = {name: (_value(config, other), wanted) for name, (other, wanted) in NEEDS.items()}
+    return {
+        name
+        for name, ((value, default), wanted) in decided.items()
+        if default is not MISSING and value not in wanted
+    }
 
 
 def _value(config: Config, name: str) -> tuple[object, object]:

@@ -24,14 +24,19 @@ AFTER_THE_START = {  # what changes neither the weights that training begins wit
 
 
 def may_differ(config: Config) -> set[str]:
-    """The keys that may differ between a checkpoint and a config for the same network; those of a
-    section as "network.dropout".
+    """The top-level keys that may differ between a checkpoint and a config for the same network.
 
     With labels, the number of classes is that of the rows of an embedding.
     """
     decides = {*MODEL_KEYS, "classes"} if config.cond_drop_prob else set(MODEL_KEYS)
+    return set(Config.model_fields) - decides
+
+
+def may_differ_at_start(config: Config) -> set[str]:
+    """Those, and "section.key", that may differ where a run begins with the weights of another:
+    also how that was trained."""
     inside = {f"{section}.{name}" for section, names in TRAINING_ONLY.items() for name in names}
-    return set(Config.model_fields) - decides | inside
+    return may_differ(config) | inside
 
 
 def beside_weights(config: Config) -> str:

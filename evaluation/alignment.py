@@ -89,7 +89,11 @@ def measure(
 
 def kept_rows(path: Path) -> list[dict]:
     """The measurements of earlier calls. Raises UserError if the file is damaged, or another's."""
-    return read_json(path, MEASURED)["measurements"] if path.exists() else []
+    if not path.exists():
+        return []
+    found = read_json(path, MEASURED)
+    once = {"config": found["config"]} if "config" in found else {}  # older files have one for all
+    return [once | row for row in found["measurements"]]
 
 
 def table(rows: list[dict], metric: str, blocks: list[str]) -> str:

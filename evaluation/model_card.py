@@ -51,8 +51,8 @@ def write_card(
             shutil.copyfile(picture, temporary)
     parts = [
         _front_matter(released), _what(model, released), _use(folder, released, sampling),
-        _recipe(released), _probes(rows), _limits(model, released),
-        _licence(model.config.dataset), _files(released),
+        _recipe(released), _probes(rows), _limits(released),
+        _licence(released["config"]["dataset"]), _files(released),
     ]  # fmt: skip
     if picture is not None:
         parts.insert(5, "## Samples\n\n![samples of the EMA weights](samples.png)")
@@ -107,10 +107,11 @@ def _what(model: TrainedModel, released: dict) -> str:
     config = model.config
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     labels = "with labels" if config.cond_drop_prob else "without labels"
+    dataset = released["config"]["dataset"]
     return (
-        f"# tiny-ddae: {config.model_type} on {config.dataset}, {model.stage}\n\n"
+        f"# tiny-ddae: {config.model_type} on {dataset}, {model.stage}\n\n"
         f"A denoising diffusion network of {parameters:,} parameters, trained {labels} on "
-        f"{config.dataset} ({'x'.join(map(str, config.network.image_shape))}). A linear classifier "
+        f"{dataset} ({'x'.join(map(str, config.network.image_shape))}). A linear classifier "
         "reads the classes from the features of its decoder blocks, as in [Denoising Diffusion "
         "Autoencoders are Unified Self-supervised Learners](https://arxiv.org/abs/2303.09769). "
         f"These are the EMA weights as {released['dtype']}; they are loaded as float32."
@@ -174,10 +175,10 @@ def _probes(rows: list[list[str]]) -> str:
     )
 
 
-def _limits(model: TrainedModel, released: dict) -> str:
+def _limits(released: dict) -> str:
     lines = [
-        f"It knows {model.config.dataset} and nothing else; features of other images were not "
-        "measured.",
+        f"It knows {released['config']['dataset']} and nothing else; features of other images "
+        "were not measured.",
         f"It is one run with one seed ({released['config']['seed']}).",
         "Whether samples repeat training images was not tested here.",
         "It is an object of study, not for decisions about people.",

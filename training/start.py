@@ -4,7 +4,7 @@ from torch import Tensor
 
 import checkpoint
 from config import Config
-from config.identity import may_differ
+from config.identity import may_differ_at_start
 from support.errors import UserError
 
 GUIDES = {"network.self_condition", "network.self_condition_gate"}  # what they add begins at 0
@@ -21,7 +21,7 @@ def starting_weights(config: Config) -> dict[str, Tensor]:
     model = checkpoint.load_denoiser(config.start_from)
     if model.input_scale:
         raise UserError(f"{model.path}: of another project, with pixels on another scale than ours")
-    inside, free = model.config.model_dump(mode="json"), may_differ(config)
+    inside, free = model.config.model_dump(mode="json"), may_differ_at_start(config)
     if not inside["network"].get("self_condition"):
         free |= GUIDES
     advice = "start_from needs weights of the same network and process"

@@ -216,7 +216,7 @@ class SupervisedTraining:
             self.classifier.load_state_dict(state["classifier"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-            self.made_by = state["made_by"]
+            self.made_by = state.get("made_by", {})  # older ones do not say it
         return True
 
 

@@ -169,7 +169,9 @@ def best_cell(
 def grids_in(folder: Path, form: object = GRID) -> dict[Path, dict]:
     """Those of trained networks that have a headline, in the order of their names; what is not of
     `form` is left out, with a note."""
-    records = {path: load_json(path, form) for path in sorted(folder.glob("linear_grid*.json"))}
+    paths = sorted(folder.glob("linear_grid*.json"))
+    trained = [path for path in paths if not path.stem.endswith(("_random", "_pixels"))]
+    records = {path: load_json(path, form) for path in trained}
     return {
         path: record
         for path, record in records.items()

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import experiment, recipes
-from benchmarks.experiment import at_a_time, raise_failed, shared_cores
+from benchmarks.experiment import at_a_time, budget_of, raise_failed, shared_cores
 from config import load_config
 from support.errors import UserError
 
@@ -56,6 +56,15 @@ def test_a_budget_of_less_than_a_step_is_refused(monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="--n_step 1: fewer than the 128 images of one step"):
         recipes.commands("batch 128", parsed("--n_step", "1"))
+
+
+def test_a_setting_may_wait_for_the_row_that_it_is_about(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = parsed("--rows", "InfoNCE", "--set", "distill.temperature=0.5")
+    assert budget_of(args)["config"]["distill"]["temperature"] == 0.5
+    recipes.commands("InfoNCE", args)
+    with pytest.raises(UserError, match=r"distill\.temperature: changes nothing"):
+        recipes.commands("fast", args)
 
 
 def test_a_row_keeps_what_it_is_about_whatever_all_are_given(monkeypatch):

@@ -94,7 +94,7 @@ def test_a_record_is_called_after_the_device(tmp_path):
     path = write_record(tmp_path, "gpu", record)
     assert path.name == "gpu_nvidia_geforce_rtx_3060_ti.json"
     for asked, name in ((["b", "a"], "gpu"), (["b"], "gpu_b")):
-        path = write_record(tmp_path, "gpu", record, asked, ["a", "b"])
+        path = write_record(tmp_path, "gpu", record, (asked, ["a", "b"]))
         assert path.name == f"{name}_nvidia_geforce_rtx_3060_ti.json"
 
 

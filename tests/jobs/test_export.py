@@ -109,10 +109,12 @@ def test_a_killed_export_is_done_again_by_the_same_command(exported, tmp_path):
     ]  # fmt: skip
 
 
-def test_settings_of_the_command_line_are_those_of_the_release(exported):
-    folder, _ = exported("--set", "linear.timestep=11", "--set", "linear.blockname=out_1")
+def test_the_release_shows_the_cell_asked_for_and_the_training_that_was(exported):
+    cell = ["--set", "linear.timestep=11", "--set", "linear.blockname=out_1"]
+    folder, _ = exported(*cell, "--seed", "5")
     config = json.loads((folder / "config.json").read_text())["config"]
     assert (config["linear"]["timestep"], config["linear"]["blockname"]) == (11, "out_1")
+    assert config["seed"] == 0  # of the training
     assert 'D.features(x0, 11, noise, ["out_1"])' in (folder / "README.md").read_text()
 
 

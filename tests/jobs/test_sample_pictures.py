@@ -146,6 +146,12 @@ def test_interpolation_begins_and_ends_in_the_two_images(call):
         assert np.abs(shown - image).max() <= 1
 
 
+def test_a_strip_of_one_class_joins_a_set_of_all(call_conditional):
+    out = call_conditional()
+    call_conditional("--interpolate", "0", "1", "--classes", "3")
+    assert (out / "interpolation_0_1.png").exists()
+
+
 def test_a_strip_of_other_images_does_not_join_a_set(call, mistake):
     out = call()
     with mistake("seed: 3, not 0"):

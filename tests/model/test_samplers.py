@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from checkpoint import TrainedModel
 from config.schema import DDPMDiffusion
 from model.DDPM import DDPM
 from model.samplers import (
@@ -23,7 +25,7 @@ from model.samplers import (
     posterior_variance,
     sde,
 )  # fmt: skip
-from sampling import noise_levels, sample, sampler_settings
+from sampling import noise_levels, sample, sample_in_batches, sampler_settings
 from support.errors import UserError
 
 SHAPE = (8, 1, 32, 32)
@@ -286,8 +288,9 @@ def test_an_image_that_is_no_number_is_not_shown_as_a_black_one(tiny_config):
     denoiser = build_denoiser(tiny_config).eval().requires_grad_(False)
     next(denoiser.net.parameters()).fill_(float("nan"))
     settings = sampler_settings(denoiser, steps=2)
+    model = TrainedModel(denoiser, tiny_config, 0, Path())
     with pytest.raises(UserError, match="not finite: leave out --use_amp or --no_clip"):
-        sample(denoiser, settings, [0], 0, tiny_config.network.image_shape)
+        list(sample_in_batches(model, settings, [0], use_amp=False, batch_size=1))
 
 
 def test_the_highest_noise_level_may_be_given_as_it_is_printed(process):

@@ -125,6 +125,15 @@ def test_load_epoch_is_remembered_by_a_run_that_goes_on_without_it(config, epoch
         run.kept.save(run.trainer.step, run.trainer.full_state())
 
 
+def test_a_run_with_a_value_that_changed_nothing_goes_on_without_it(config):
+    run = new_run(at(config, distill={"weight": 0.03}))
+    run.trainer.train_step()
+    run.kept.save(run.trainer.step, run.trainer.full_state())
+    again = new_run(config)
+    position(again)
+    assert again.trainer.step == 1
+
+
 # --- anew
 
 
