@@ -35,7 +35,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         kept = self.lines()
-        while kept and (kept[-1]["epoch"] > epoch or kept[-1]["step"] > step):
+        while kept and (kept[-1]["epoch"], kept[-1]["step"]) > (epoch, step):
             kept.pop()
         write_text(self.path, "".join(map(_as_text, kept)))
         with writing(self.path):
