@@ -50,10 +50,9 @@ def regression(z: Tensor, target: Tensor) -> Tensor:
 def dispersive(z: Tensor, tau: float) -> Tensor:
     """z: (N, D) -> log of the mean over all pairs, each with itself too, of
     exp(-|z_i - z_j|^2 / (D tau)): between -log N, all far apart, and 0, all the same."""
-    z = z - z.mean(0)  # changes no distance, and keeps the digits of small ones
-    squares = z.square().sum(1)
-    distances = squares[:, None] + squares - 2 * z @ z.T
-    return (-distances / (z.shape[1] * tau)).flatten().logsumexp(0) - 2 * math.log(len(z))
+    squares = F.pdist(z).square() / (z.shape[1] * tau)  # of the pairs i < j
+    pairs = torch.cat([squares, squares, squares.new_zeros(len(z))])
+    return (-pairs).logsumexp(0) - 2 * math.log(len(z))
 
 
 def _infonce(z: Tensor, keys: Tensor, place: Tensor, settings: Distill) -> Tensor:

@@ -60,6 +60,18 @@ def test_dispersive_ends_at_0_where_all_are_the_same_and_at_minus_log_n_where_al
     assert dispersive(1e3 * torch.eye(8), 0.5).item() == pytest.approx(-math.log(8))
 
 
+def test_dispersive_is_within_its_bounds_however_large_the_features():
+    near = torch.from_numpy(rows("near", 4, 128)).float()
+    z = (1e6 * torch.from_numpy(rows("far", 4, 128)).float()).repeat(2, 1)
+    z[4:] += near  # four pairs, each near to one another and far from all else
+    z.requires_grad_()
+    loss = dispersive(z, 0.5)
+    squares = (z[:4] - z[4:]).detach().double().square().mean(1) / 0.5
+    assert loss.item() == pytest.approx(math.log((8 + 2 * (-squares).exp().sum()) / 64))
+    loss.backward()
+    assert z.grad.isfinite().all() and z.grad[:4].equal(-z.grad[4:]) and z.grad.any()
+
+
 # --- the teacher's view
 
 
