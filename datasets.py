@@ -207,13 +207,12 @@ def to_uint8(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batching:
-    """How batches are made of images; `crop_padding` is in pixels, filled with black
-    (of latents, with -1)."""
+    """How batches are made of images."""
 
     seed: int = 0  # of the order, the flips and the crops
     shuffle: bool = False  # a new order every epoch
     flip: bool = False  # each image mirrored with probability 1/2
-    crop_padding: int = 0  # 0: no random crops
+    crop: bool = False  # each image shifted at random, see `_crop`
     drop_last: bool = False  # no batch that is smaller than the others
     view: int = 0  # which draw of the flips and crops: other views of the same images
 
@@ -248,7 +247,7 @@ class Batches:
         self._order: tuple[int, np.ndarray, Tensor] = (-1, np.empty(0), torch.empty(0))
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """x: (B, C, H, W) float32 in [-1, 1] and y: (B,) int64, on the device."""
+        """x: (B, C, H, W) float32 in [-1, 1] and y: (B,) or (B, K), on the device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         order, places = self._epoch_order(epoch)
@@ -280,10 +279,10 @@ class Batches:
         """`images` are `self.part` of a batch of n."""
         how, device = self.how, self.device
         draw = generator(device, how.seed, "augment", step, *([how.view] if how.view else []))
-        if how.crop_padding:
-            high = 2 * how.crop_padding + 1
-            corners = torch.randint(high, (2, n), generator=draw, device=device)
-            images = _crop(images, how.crop_padding, corners[:, self.part])
+        if how.crop:
+            padding = min(4, images.shape[-1] // 8)  # 4 of 32 pixels, as usual for CIFAR-10
+            corners = torch.randint(2 * padding + 1, (2, n), generator=draw, device=device)
+            images = _crop(images, padding, corners[:, self.part])
         if how.flip:
             flipped = (torch.rand(n, generator=draw, device=device) < 0.5)[self.part]
             images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -318,7 +317,7 @@ def _on_device(images: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _crop(images: Tensor, padding: int, corners: Tensor) -> Tensor:
-    """corners: (2, N), top and left in the padded images."""
+    """corners: (2, N), top and left in images padded with black (latents: with -1)."""
     n, _, height, width = images.shape
     device = images.device
     padded = F.pad(images, (padding,) * 4, value=-1 if images.is_floating_point() else 0)
@@ -329,8 +328,3 @@ def _crop(images: Tensor, padding: int, corners: Tensor) -> Tensor:
         torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]
     ]  # (N, H, W, C)
     return picked.permute(0, 3, 1, 2).contiguous()
-
-
-def crop_padding(size: int) -> int:
-    """Pixels of padding of the random crop: 4, or an eighth of images smaller than 32."""
-    return min(4, size // 8)

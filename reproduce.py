@@ -47,7 +47,7 @@ MAY_BE_LEFT_OUT = ("fid",)  # needs weights that cannot always be had
 RESTS_ON = {"fid": "samples"}  # drawn again, or more of them, they are scored again
 STEP = {"command": list, "seconds": int | float, "left_out": str | None}  # why it has no result
 RECORD = {"weights": str | None, "steps": {str: STEP}}  # of reproduce.json
-PROBED = ("grid", "grid of an untrained network", "probe of raw pixels", "t-SNE")
+PROBED = ("grid of an untrained network", "grid", "probe of raw pixels", "t-SNE")
 SHORTENED_BY = {
     "train": "--set n_epoch=...",
     "grid": "--protocol cached",
@@ -133,8 +133,9 @@ def later_steps(
     newest = [*shared, "--epoch", str(model.epoch)]
     grid = [*python("linear.py"), "--grid", "--protocol", args.protocol]
     compiles = ["--compile"] if args.compile else []
-    yield "grid", [*grid, *newest, *compiles]
+    # before the grid, whose tables stand beside it
     yield "grid of an untrained network", [*grid, *shared, *compiles, "--baseline", "random"]
+    yield "grid", [*grid, *newest, *compiles]
     yield "probe of raw pixels", [*grid, *shared, "--baseline", "pixels"]
     _, best = best_cell(Path(model.config.save_dir), model, args.protocol)
     ((t, block),) = best.cell.parts

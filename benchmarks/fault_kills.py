@@ -141,7 +141,7 @@ class Work:
             end = self.killed(draw.uniform(0, self.seconds), while_writing=draw.random() < 0.5)
             if end.code == -signal.SIGKILL:
                 kills += 1
-                writing += bool(self.half_written())
+                writing += bool(half_written(self.run))
             elif end.code != 0:
                 return kills, writing, [_in_words(end)]
             elif kills:
@@ -156,13 +156,9 @@ class Work:
         """The job, killed after so long; then, if wanted, as soon as it writes a file."""
         job = Job(self.case.job, self.words, self.log)
         job.process.join(after_s)
-        while while_writing and job.process.is_alive() and not self.half_written():
+        while while_writing and job.process.is_alive() and not half_written(self.run):
             time.sleep(0.0002)
         return job.kill()
-
-    def half_written(self) -> list[str]:
-        """What is there of files that are not whole."""
-        return half_written(self.run) if self.run.exists() else []
 
     def faults(self) -> list[str]:
         """What is not as in the run that nobody killed."""

@@ -178,9 +178,8 @@ def _targets(folder: Path) -> list[Target]:
     trained, exported, loose = folder / "trained", folder / "exported", folder / "loose"
     made = [
         ("train", [*_train(trained), "--set", "sample_every=1"]),
-        ("export", [*_train(trained)[:2], "--set", f"save_dir={trained}", "--output_dir",
-                    str(exported)]),
-    ]  # fmt: skip
+        ("export", [*_train(trained), "--output_dir", str(exported)]),
+    ]
     for job, words in made:
         end = run_job(job, words, folder / "log.txt", LIMIT_S, folder)
         if end.code != 0:

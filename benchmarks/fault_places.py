@@ -32,7 +32,7 @@ OTHERS = {  # jobs that no kill is tried on
     "export": Case("export"),
     "fid": Case("fid", ("--n", "4", "--batch_size", "4")),
 }
-NOT_TAKEN = dict.fromkeys(("visualize_diffusion", "export"), ("--device", "cpu"))
+NOT_TAKEN = {"visualize_diffusion": ("--device", "cpu")}
 ON_FOLDERS = {  # of few images, as `_class_folders` makes them
     "dataset": "folder", "classes": 2, "sample_every": 1000, "save_every": 20,
     "network": CONFIG["network"] | {"image_shape": [3, 8, 8]},

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from arguments import int_from, names_of
+from benchmarks.gpu_stages import STAGES
 from benchmarks.record import ROOT, images_for, record_of, write_record
 from cli import (
     config_path,
@@ -37,20 +37,6 @@ from utils import pick_device
 
 SUMMARY = {"status": str, "lines": [str], "figures": dict, "seconds": float}
 
-
-@dataclass(frozen=True)
-class Stage:
-    """How a stage of gpu_stages.py runs."""
-
-    limit_s: int
-    timed: bool = False  # so nothing runs beside it
-
-
-STAGES = {
-    "tests": Stage(300), "precision": Stage(120), "resume": Stage(200), "two": Stage(150),
-    "memory": Stage(150), "compile": Stage(200, timed=True), "data": Stage(60, timed=True),
-    "speed": Stage(120, timed=True),
-}  # fmt: skip
 ROOMY = 32e9  # bytes of free GPU memory that hold all stages at once that are not timed
 FULL_LIMIT_S = 6 * 3600  # of each job of --full
 

@@ -23,7 +23,7 @@ import datasets
 from benchmarks import training
 from benchmarks.gpu_jobs import Found, resume, two_processes
 from benchmarks.gpu_memory import memory
-from benchmarks.record import ROOT, free, images_for, seconds_of, synthetic
+from benchmarks.record import ROOT, free, images_for, median_ratio, seconds_of, synthetic
 from benchmarks.training_loops import Ours
 from config import Config, load_config
 from datasets import Batches, Batching
@@ -146,7 +146,7 @@ def compiled(given: Given) -> Found:
         for name, loop in (("plain", plain), ("compiled", fast)):
             seconds = seconds_of(lambda loop=loop: loop.steps(steps), given.device)
             speeds[name].append(steps * loop.images_per_step / seconds)
-    ratio = median(b / a for a, b in zip(*speeds.values(), strict=True))
+    ratio = median_ratio(speeds["compiled"], speeds["plain"])
     same = worst < SAME and names[0] == names[1]
     return Found(
         [
@@ -248,13 +248,25 @@ def tests(given: Given) -> Found:
     return Found([last.strip("= ")], figures, "passed" if passed else "skipped")
 
 
-STAGES: dict[str, Callable[[Given], Found]] = {
-    "tests": tests, "precision": precision,
-    "memory": lambda given: memory(given.device, given.tiny),
-    "resume": lambda given: resume(given.device, given.folder),
-    "two": lambda given: two_processes(given.device, given.folder),
-    "compile": compiled, "data": data, "speed": speed,
-}  # fmt: skip
+@dataclass(frozen=True)
+class Stage:
+    """What a stage does, and how benchmarks/gpu.py runs it."""
+
+    run: Callable[[Given], Found]
+    limit_s: int
+    timed: bool = False  # so nothing runs beside it
+
+
+STAGES = {
+    "tests": Stage(tests, 300),
+    "precision": Stage(precision, 120),
+    "resume": Stage(lambda given: resume(given.device, given.folder), 200),
+    "two": Stage(lambda given: two_processes(given.device, given.folder), 150),
+    "memory": Stage(lambda given: memory(given.device, given.tiny), 150),
+    "compile": Stage(compiled, 200, timed=True),
+    "data": Stage(data, 60, timed=True),
+    "speed": Stage(speed, 120, timed=True),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -278,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
             Path(folder),
             tuple(args.overrides),
         )
-        found = asdict(STAGES[args.stage](given))
+        found = asdict(STAGES[args.stage].run(given))
     write_json(args.out, found | {"seconds": round(time.monotonic() - started, 1)})
     return 0
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.record import seconds_of
+from benchmarks.record import median_ratio, seconds_of
 from config.schema import Linear
-from datasets import Batches, Batching, Dataset, crop_padding
+from datasets import Batches, Batching, Dataset
 from evaluation.probe.cells import Cell, side_by_side, timesteps_and_blocks
 from evaluation.probe.features import Extractor, FeatureSource
 from evaluation.probe.probe import Probe, Protocol
@@ -95,10 +95,9 @@ class Race:
         after the other; the features of every batch and timestep computed anew in each epoch."""
         seed_everything(self.seed, "heads apart")
         timesteps, blocks = timesteps_and_blocks(self.cells)
-        padding = crop_padding(self.train.images.shape[-1])
         batches = Batches(
             self.train.images, self.train.labels, self.recipe.batch_size, self.device,
-            Batching(self.seed, shuffle=True, flip=self.flip, crop_padding=padding),
+            Batching(self.seed, shuffle=True, flip=self.flip, crop=True),
         )  # fmt: skip
         heads: dict[Cell, Apart] = {}
         for step in range(self.recipe.n_epoch * batches.steps_per_epoch):
@@ -152,11 +151,11 @@ class Race:
         return features, torch.from_numpy(np.array(dataset.labels)).to(self.device)
 
     def summary(self, seconds: dict, found: Accuracies, optimum: Accuracies, way: str) -> dict:
-        """Ratios are of each round, then their median; accuracies of the last round, in points."""
-        pairs = zip(seconds["reference"], seconds[way], strict=True)
+        """Accuracies are of the last round, what is beside them in points."""
         off = [100 * (found[cell] - optimum[cell]) for cell in self.cells]
         return {
-            "seconds": seconds[way], "times_reference": median(a / b for a, b in pairs),
+            "seconds": seconds[way],
+            "times_reference": median_ratio(seconds["reference"], seconds[way]),
             "accuracies": [found[cell] for cell in self.cells],
             "points_to_optimum": fmean(off), "farthest_from_optimum": max(off, key=abs),
         }  # fmt: skip

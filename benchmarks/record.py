@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -111,6 +112,11 @@ def seconds_of(call: Callable[[], object], device: torch.device, times: int = 1)
         call()
     wait_for(device)
     return time.perf_counter() - started
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Of what was measured in turn: the ratio of each round, and of these the median."""
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def free(device: torch.device) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from arguments import JobParser, at_least, int_list
 from benchmarks.memory import megabytes, peak_bytes
-from benchmarks.record import record_of, seconds_of, write_record
+from benchmarks.record import median_ratio, record_of, seconds_of, write_record
 from benchmarks.training_loops import DIFFUSERS
 from checkpoint import load_denoiser
 from cli import job, one_process
@@ -158,10 +158,9 @@ class Pair:
             speeds["ours"].append(batch_size / seconds)
             seconds = seconds_of(lambda: call(batch_size), self.device)
             speeds["diffusers"].append(batch_size / seconds)
-        pairs = zip(speeds["ours"], speeds["diffusers"], strict=True)
         return {
             "steps": steps, "images_per_s": speeds,
-            "times_diffusers": median(ours / theirs for ours, theirs in pairs),
+            "times_diffusers": median_ratio(speeds["ours"], speeds["diffusers"]),
             "largest_difference": apart.max().item(), "mean_difference": apart.mean().item(),
         }  # fmt: skip
 

@@ -18,7 +18,7 @@ import torch
 
 import checkpoint
 from arguments import JobParser, at_least, names_of
-from benchmarks.record import ROOT, record_of, write_record
+from benchmarks.record import ROOT, median_ratio, record_of, write_record
 from cli import job, one_process
 from config import parse_config
 from evaluation.tables import aligned
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         found = measure(commands(args.jobs, Path(folder)), args.rounds)
     record |= {"import_torch_s": found.pop("import torch"), "seconds": found}
     record["times_import_torch"] = {
-        name: ratio(seconds, record["import_torch_s"]) for name, seconds in found.items()
+        name: median_ratio(seconds, record["import_torch_s"]) for name, seconds in found.items()
     }
     path = write_record(args.output_dir, "startup", record)
     print(f"{report(record, args.jobs)}\n\nwrote {path}")
@@ -98,7 +98,7 @@ def commands(jobs: Sequence[str], folder: Path) -> dict[str, tuple[list[str], in
         found[f"{name} mistake"] = ([script, "--config", str(misspelt), *more], 2)
         work = FIRST_WORK[name]
         if work is not None:
-            device = [] if name in ("visualize_diffusion", "export") else ["--device", "cpu"]
+            device = [] if name == "visualize_diffusion" else ["--device", "cpu"]
             found[f"{name} work"] = ([script, "--config", str(tiny), *device, *work], 0)
     return found
 
@@ -135,11 +135,6 @@ def seconds_of_command(words: list[str], code: int = 0) -> float:
         last = "".join(done.stderr.strip().splitlines()[-1:])
         raise UserError(f"python {' '.join(words)} ended with {done.returncode}: {last}")
     return took
-
-
-def ratio(seconds: list[float], of: list[float]) -> float:
-    """The median of the rounds' ratios."""
-    return median(a / b for a, b in zip(seconds, of, strict=True))
 
 
 def report(record: dict, jobs: Sequence[str]) -> str:

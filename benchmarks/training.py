@@ -13,7 +13,14 @@ import torch
 from arguments import at_least, names_of
 from benchmarks.device_rate import device_rates
 from benchmarks.memory import megabytes, peak_bytes
-from benchmarks.record import free, images_for, record_of, seconds_of, write_record
+from benchmarks.record import (
+    free,
+    images_for,
+    median_ratio,
+    record_of,
+    seconds_of,
+    write_record,
+)
 from benchmarks.training_loops import DDPMPytorch, Diffusers, Loop, Ours, Usual
 from cli import config_path, job, job_parser, one_process, pick_config
 from config import Config
@@ -190,8 +197,7 @@ def measure(
 
 
 def summary(name: str, found: dict) -> dict:
-    """Medians over the rounds. Ratios are of each round, then their median; a step's FLOPs are
-    taken as three times the forward's."""
+    """Medians over the rounds; a step's FLOPs are taken as three times the forward's."""
     row, usual = found["loops"][name], found["loops"].get("usual")
     speed = median(row["images_per_s"])
     tflops = 3 * row["gflops_forward"] * speed / 1000
@@ -204,11 +210,10 @@ def summary(name: str, found: dict) -> dict:
         "share_of_matrix_products": tflops / found["rates"]["matmul"],
     }
     if usual:
-        pairs = zip(row["images_per_s"], usual["images_per_s"], strict=True)
-        values["times_usual"] = median(ours / theirs for ours, theirs in pairs)
+        values["times_usual"] = median_ratio(row["images_per_s"], usual["images_per_s"])
     if "step_s" in row:
-        pairs = zip(row["forward_backward_s"], row["step_s"], strict=True)
-        values["beside_forward_and_backward"] = median(1 - part / whole for part, whole in pairs)
+        part = median_ratio(row["forward_backward_s"], row["step_s"])
+        values["beside_forward_and_backward"] = 1 - part
     return values
 
 

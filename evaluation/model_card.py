@@ -6,7 +6,7 @@ from pathlib import Path
 from checkpoint import TrainedModel, versions
 from evaluation.probe.cells import CellResult
 from evaluation.probe.grid_files import (
-    UNTRAINED,
+    COMPARABLE,
     file_stem,
     gain_rows,
     grids_in,
@@ -65,7 +65,7 @@ def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], 
     training images that there are; beside it the same cell of an untrained network and the pixels;
     and the protocols of the grids."""
     rows, protocols = [], []
-    records = grids_in(results, UNTRAINED).values()
+    records = grids_in(results, COMPARABLE).values()
     grids = [record for record in records if weights_of(record) in fingerprints]
     most = max((record["n_train"] for record in grids), default=0)
     for record in [record for record in grids if record["n_train"] == most]:

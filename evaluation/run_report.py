@@ -8,7 +8,7 @@ from pathlib import Path
 from checkpoint import TrainedModel, versions
 from evaluation.fid.image_sets import score_file
 from evaluation.probe.cells import CellResult
-from evaluation.probe.grid_files import GRID, best_cell, file_stem, gain_markdown
+from evaluation.probe.grid_files import GRID, best_cell, file_stem
 from support.files import read_json, write_text
 
 FID_FORM = {
@@ -73,15 +73,8 @@ def _headlines(grid: Path, protocol: str) -> str:
 
 def _grids(grid: Path, protocol: str) -> str:
     untrained = _baseline(grid, protocol, "random")
-    texts = [path.with_suffix(".md").read_text(encoding="utf-8") for path in (grid, untrained)]
-    return "\n\n".join(
-        [
-            f"{texts[0]}\n![accuracies of the grid]({grid.with_suffix('.png').name})",
-            texts[1],
-            "On test, cell by cell, beside the untrained network:",
-            gain_markdown(grid, untrained),
-        ]
-    )
+    trained, before = (p.with_suffix(".md").read_text(encoding="utf-8") for p in (grid, untrained))
+    return f"{trained}\n![accuracies of the grid]({grid.with_suffix('.png').name})\n\n{before}"
 
 
 def _baseline(grid: Path, protocol: str, baseline: str) -> Path:

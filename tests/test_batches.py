@@ -14,7 +14,7 @@ from datasets import Batches, Batching, Dataset, fits_on, to_model_range, to_uin
 CPU = torch.device("cpu")
 
 
-def numbered(n: int = 100, size: int = 6):
+def numbered(n: int = 100, size: int = 8):
     """Image i is filled with the value i, except for its first column, which is 255."""
     images = np.tile(np.arange(n, dtype=np.uint8)[:, None, None, None], (1, 1, size, size))
     images[..., 0] = 255
@@ -46,7 +46,7 @@ def test_drop_last():
 
 
 def test_any_step_can_be_read_without_those_before():
-    how = Batching(5, shuffle=True, flip=True, crop_padding=2)
+    how = Batching(5, shuffle=True, flip=True, crop=True)
     whole = Batches(*numbered(), 8, CPU, how)
     in_order = [whole[i] for i in range(40)]
     fresh = Batches(*numbered(), 8, CPU, how)
@@ -59,7 +59,7 @@ def test_any_step_can_be_read_without_those_before():
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_the_parts_of_several_processes_make_up_the_batch_of_one(n):
-    how = Batching(5, shuffle=True, flip=True, crop_padding=2, drop_last=True)
+    how = Batching(5, shuffle=True, flip=True, crop=True, drop_last=True)
     whole = Batches(*numbered(), 8, CPU, how)
     each = 8 // n
     parts = [Batches(*numbered(), 8, CPU, how, slice(i * each, (i + 1) * each)) for i in range(n)]
@@ -80,9 +80,9 @@ def test_about_half_of_the_images_are_flipped():
 @pytest.mark.parametrize("encoded", [False, True])
 def test_a_crop_is_a_shift_with_black_from_outside(encoded):
     draw = np.random.default_rng(0)
-    images = draw.integers(1, 256, (64, 3, 8, 8), dtype=np.uint8)
+    images = draw.integers(1, 256, (64, 3, 16, 16), dtype=np.uint8)
     given = (images / 127.5 - 1).astype(np.float16) if encoded else images
-    batches = Batches(given, np.zeros(64, np.int64), 64, CPU, Batching(crop_padding=2))
+    batches = Batches(given, np.zeros(64, np.int64), 64, CPU, Batching(crop=True))
     x, _ = batches[0]
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     shifts = set()
@@ -91,7 +91,7 @@ def test_a_crop_is_a_shift_with_black_from_outside(encoded):
             (top, left)
             for top in range(5)
             for left in range(5)
-            if np.array_equal(crop, padded[i, :, top : top + 8, left : left + 8])
+            if np.array_equal(crop, padded[i, :, top : top + 16, left : left + 16])
         ]
         assert len(found) == 1
         shifts |= set(found)

@@ -134,7 +134,7 @@ def test_batches_are_the_same_from_the_gpu_and_from_pinned_memory(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (100, 3, 8, 8), dtype=np.uint8)
     images.flags.writeable = False  # as a memory map is
     device = torch.device(DEVICE)
-    how = Batching(3, shuffle=True, flip=True, crop_padding=1)
+    how = Batching(3, shuffle=True, flip=True, crop=True)
     kept = Batches(images, np.arange(100), 32, device, how)
     assert fits_on(device, images.nbytes)
     assert kept.images.device.type == DEVICE

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from config import Config
 from config.schema import Distill
-from datasets import Batches, Batching, Dataset, crop_padding
+from datasets import Batches, Batching, Dataset
 from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
@@ -171,9 +171,8 @@ class Distillation:
         self.sums = torch.zeros(2, device=device)  # of losses, and of the steps that had them
         self.images_per_step = config.batch_size * config.accumulate
         how = Batching(
-            config.seed, shuffle=True, flip=config.flip, drop_last=True, view=VIEW,
-            crop_padding=crop_padding(config.network.image_shape[1]),
-        )  # fmt: skip
+            config.seed, shuffle=True, flip=config.flip, crop=True, drop_last=True, view=VIEW
+        )
         self.views = Batches(train.images, train.labels, self.images_per_step, device, how, part)
         self._keys: Tensor | None = None  # (images_per_step, C), of all ranks
         self._loss = torch.zeros((), device=device)  # of the step that is under way

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import checkpoint
-from datasets import Batches, Batching, Dataset, crop_padding
+from datasets import Batches, Batching, Dataset
 from evaluation.probe.paper_protocol import cosine
 from support import distributed
 from support.errors import UserError
@@ -74,8 +74,7 @@ def training_batches(
 
     Raises UserError if there are fewer images than a batch takes.
     """
-    padding = crop_padding(train.images.shape[-1])
-    how = Batching(seed, shuffle=True, flip=flip, crop_padding=padding, drop_last=True)
+    how = Batching(seed, shuffle=True, flip=flip, crop=True, drop_last=True)
     part = distributed.share_of_batch(recipe.batch_size)
     batches = Batches(train.images, train.labels, recipe.batch_size, device, how, part)
     if not batches.steps_per_epoch:

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +41,7 @@ class Grid:
     outcome: Outcome
     title: str
     about: dict
-    untrained: Sequence[CellResult] = field(default=())
-
-    @property
-    def headline(self) -> CellResult | None:
-        """The cell of one part that is best on the held-out images; None if there is none."""
-        return self.outcome.best()
-
-    @property
-    def headline_combined(self) -> CellResult | None:
-        """The same of the combined cells, which are compared among themselves alone."""
-        return self.outcome.best(combined=True)
+    untrained: Sequence[CellResult] = ()
 
     def text(self) -> str:
         """What the job prints: the tables, the headlines, and what picking on test would give."""
@@ -75,23 +65,20 @@ class Grid:
         write_text(paths[1], _csv(self.outcome.results))
         closing = _headlines(self.outcome)
         write_text(paths[2], as_markdown(self.title, self._short_tables(), closing))
-        if self.headline is None:
+        if self.outcome.best() is None:
             paths[3].unlink(missing_ok=True)  # of an earlier grid: it would stand beside this one
             return paths[:3]
         self._heat_map(paths[3])
         return paths
 
     def _record(self) -> dict:
-        found = {
-            "headline": self.headline,
-            "headline_combined": self.headline_combined,
-            "picked_on_test": self.outcome.best_on_test(),
-        }
+        top = self.outcome.best_on_test()
         return self.about | {
             "seconds": self.outcome.seconds,
             "images_per_s": self.outcome.images_per_s,
             "cells": [result.record() for result in self.outcome.results],
-            **{name: result and result.record() for name, result in found.items()},
+            **self.outcome.headlines(),
+            "picked_on_test": top and top.record(),
         }
 
     def _tables(self) -> dict[str, Rows]:
@@ -146,7 +133,7 @@ class Grid:
             "held-out images of train (red: the best)": _values(singles, "validation_accuracy"),
             "test (red: the same cell)": _values(singles, "test_accuracy"),
         }
-        winner = self.headline.cell
+        winner = self.outcome.best().cell
         heat_map(
             path, tables, rows, levels, self.title, "accuracy in %",
             marked=(rows.index(winner.row), levels.index(winner.level)),

@@ -7,15 +7,15 @@ from checkpoint import TrainedModel
 from config.identity import same_untrained
 from evaluation.probe.cells import RESULT, Cell, CellResult
 from evaluation.probe.probe import PROTOCOLS
-from evaluation.tables import markdown_table, percent
+from evaluation.tables import percent
 from support.errors import UserError
-from support.files import load_json, read_json
+from support.files import load_json
 
 GRID = {  # the form of a grid's .json, as far as it is read
     "baseline": str | None, "protocol": str, "epoch": int | None, "fingerprint": str,
     "n_train": int, "headline": (RESULT, type(None)), "cells": [RESULT],
 }  # fmt: skip
-UNTRAINED = GRID | {
+COMPARABLE = GRID | {
     "dataset": str, "n_test": int, "seed": int | None, "use_amp": bool,
     "config": {"network": dict, "linear": dict, "flip": bool},
 }  # fmt: skip
@@ -46,11 +46,6 @@ def file_stem(
 # --- the untrained network beside the trained one
 
 
-def read_results(path: Path) -> list[CellResult]:
-    """The cells of a grid's .json. Raises UserError if it is damaged, or no grid's."""
-    return [CellResult.from_record(cell) for cell in read_json(path, {"cells": [RESULT]})["cells"]]
-
-
 def gain_rows(trained: Sequence[CellResult], untrained: Sequence[CellResult]) -> list[list[str]]:
     """Cell by cell: test accuracy, that of the untrained network, and what training gained.
 
@@ -66,15 +61,6 @@ def gain_rows(trained: Sequence[CellResult], untrained: Sequence[CellResult]) ->
     return rows
 
 
-def gain_markdown(trained: Path, untrained: Path) -> str:
-    """`gain_rows` of two grids' .json, as a Markdown table. Raises UserError if one is damaged, or
-    if the cells of `trained` are not all in `untrained`."""
-    results, before = read_results(trained), read_results(untrained)
-    if not _covers(before, results):
-        raise UserError(f"{untrained}: its cells are not those of {trained}: probe the same ones")
-    return markdown_table(gain_rows(results, before))
-
-
 def untrained_results(
     folder: Path, about: Mapping, results: Sequence[CellResult]
 ) -> list[CellResult]:
@@ -86,7 +72,7 @@ def untrained_results(
     if about["baseline"] is not None:
         return []
     for path in sorted(folder.glob("linear_grid*_random.json")):
-        record = load_json(path, UNTRAINED)
+        record = load_json(path, COMPARABLE)
         if record is None:
             continue
         untrained = [CellResult.from_record(cell) for cell in record["cells"]]

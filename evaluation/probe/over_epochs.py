@@ -1,7 +1,7 @@
 """One probe over the checkpoints of a run: how the features come about while it trains."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import find, load_denoiser, saved_epochs
@@ -35,16 +35,12 @@ class EpochResult:
 
     def record(self) -> dict:
         """What the file says of it."""
-        best = {
-            "headline": self.outcome.best(),
-            "headline_combined": self.outcome.best(combined=True),
-        }
         return {
             "epoch": self.epoch,
             "checkpoint": str(self.checkpoint),
             "fingerprint": self.fingerprint,
             "seconds": self.outcome.seconds,
-            **{name: result and result.record() for name, result in best.items()},
+            **self.outcome.headlines(),
             "cells": [cell.record() for cell in self.outcome.results],
         }
 
@@ -92,7 +88,7 @@ class EpochCurve:
     results: Sequence[EpochResult]
     title: str
     about: Mapping
-    untrained: Sequence[CellResult] = field(default=())
+    untrained: Sequence[CellResult] = ()
 
     def best_epoch(self, combined: bool = False) -> EpochResult | None:
         """The epoch whose cell is best on the held-out images; None without such cells."""

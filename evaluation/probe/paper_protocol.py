@@ -11,7 +11,7 @@ from torch import Tensor
 
 import checkpoint
 from config.schema import Linear
-from datasets import Batches, Batching, Dataset, crop_padding
+from datasets import Batches, Batching, Dataset
 from evaluation.probe.cells import Cell, timesteps_and_blocks
 from evaluation.probe.features import Extractor
 from evaluation.probe.heads import Head, HeadBank
@@ -47,7 +47,7 @@ def fit_paper(
         np.stack([train.labels, held], axis=1),  # a batch has to say which of it is held out
         recipe.batch_size,
         device,
-        Batching(seed, shuffle=True, flip=flip, crop_padding=crop_padding(train.images.shape[-1])),
+        Batching(seed, shuffle=True, flip=flip, crop=True),
     )
     features_of = _noisy_features(extractor, cells)
     widths = {cell: f.shape[1] for cell, f in features_of(batches[0][0][:1], 0).items()}

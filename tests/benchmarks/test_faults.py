@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import faults
-from benchmarks.fault_compare import differences
+from benchmarks.fault_compare import differences, half_written
 from benchmarks.fault_jobs import Ended, Job, run_job
 from benchmarks.fault_kills import Case, Work
 from benchmarks.fault_places import checked
@@ -74,7 +74,7 @@ def test_a_kill_while_a_file_is_written(stub, tmp_path):
     work = Work(Case(stub), tmp_path / "work", None)
     work.begin()
     assert work.killed(0.2, while_writing=True).code == -signal.SIGKILL
-    assert work.half_written() == [".a.1.tmp"]
+    assert half_written(work.run) == [".a.1.tmp"]
 
 
 def test_a_job_that_fails_after_a_kill_is_named(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def by_hand(dataset: Dataset, t: int, block: str, initial, seed: int):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, RECIPE.n_epoch)
     batches = Batches(
         dataset.images, dataset.labels, RECIPE.batch_size, CPU,
-        Batching(seed, shuffle=True, flip=True, crop_padding=1),
+        Batching(seed, shuffle=True, flip=True, crop=True),
     )  # fmt: skip
     for epoch in range(RECIPE.n_epoch):
         for i in range(batches.steps_per_epoch):

@@ -43,7 +43,7 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
         command(tiny_yaml, tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    while not (folder / "linear_grid_ep1_cached.json").exists():  # interrupted after the first grid
+    while not (folder / "linear_grid_cached_random.json").exists():  # interrupted after it
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
@@ -56,12 +56,13 @@ def test_the_chain_and_its_second_run(tiny_yaml, tmp_path):
     report = (folder / "report.md").read_text()
     for text in ("trained network", "untrained network", "raw pixels", "FID: left out", "none.pth"):
         assert text in report
+    assert report.count("the gain in points") == 1
     for picture in [line for line in report.splitlines() if line.startswith("![")]:
         name = picture.partition("(")[2].rstrip(")")
         assert (folder / name).stat().st_size > 1000, name
     record = json.loads((folder / "reproduce.json").read_text())
     assert set(record["steps"]) == {
-        "train", "grid", "grid of an untrained network", "probe of raw pixels", "t-SNE",
+        "train", "grid of an untrained network", "grid", "probe of raw pixels", "t-SNE",
         "samples", "fid",
     }  # fmt: skip
 
@@ -244,5 +245,5 @@ def test_every_job_takes_its_command_and_the_picture_is_of_the_grids_best_cell(
             linear.main([*options, "--device", "cpu", "--timesteps", "7", "--blocks", "out_3"])
     assert commands["t-SNE"][-4:] == ["--timestep", "7", "--blockname", "out_3"]
     assert list(commands) == [
-        "grid", "grid of an untrained network", "probe of raw pixels", "t-SNE", "samples", "fid",
+        "grid of an untrained network", "grid", "probe of raw pixels", "t-SNE", "samples", "fid",
     ]  # fmt: skip
