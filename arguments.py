@@ -30,7 +30,7 @@ class JobParser(argparse.ArgumentParser):
     """An argument parser whose every complaint is a UserError."""
 
     def __init__(self, description: str, excludes: Collection[Exclusion]):
-        super().__init__(description=description, formatter_class=HelpFormatter)
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
         self.excludes = excludes
 
     def parse_args(

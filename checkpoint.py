@@ -131,8 +131,9 @@ def load(path: Path) -> dict:
 
 def load_latest(path: Path) -> dict:
     """`load` of a latest.pth. Raises UserError also if it lacks what training needs to go on."""
+    found = _read(path, f": {BEGIN_AGAIN}")
     try:
-        state = load(path)
+        state = _ours(found, path)
     except UserError as error:
         raise UserError(f"{error}: {BEGIN_AGAIN}") from None
     resume = state.get("resume", {})
@@ -167,18 +168,28 @@ def _ours(state: object, path: Path) -> dict:
     return {**state, "config": config.model_dump(mode="json")}
 
 
-def _read(path: Path) -> object:
-    """What a file holds, on the CPU. Raises UserError if it is missing, damaged or dangerous."""
+def _read(path: Path, advice: str = "") -> object:
+    """What a file holds, on the CPU. Raises UserError if it is missing, dangerous, or damaged, then
+    with the advice."""
     try:
         return _open(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint. {_those_in(path.parent)}") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: refused: it is not a plain checkpoint and could run code when read"
+            f"{path}: refused: it is not a plain checkpoint and could run code when read{advice}"
         ) from None
     except DAMAGED as error:
-        raise UserError(f"{path}: damaged or truncated checkpoint ({reason_of(error)})") from None
+        damaged = f"damaged or truncated checkpoint ({reason_of(error)}){advice}"
+        raise _unread(path, error, damaged) from None
+
+
+def _unread(path: Path, error: Exception, damaged: str) -> UserError:
+    """That a file is `damaged`, where its contents are what an error of reading is about; one of
+    the disk or of memory may be gone the next time."""
+    if isinstance(error, OSError) or is_out_of_memory(error):
+        return UserError(f"{path}: could not be read now ({reason_of(error)}): try again")
+    return UserError(f"{path}: {damaged}")
 
 
 def _open(path: Path) -> object:
@@ -196,8 +207,8 @@ def load_state(path: Path) -> dict | None:
         return _open(path)
     except FileNotFoundError:
         return None
-    except DAMAGED:
-        raise UserError(f"{path}: damaged; {FIT_ANEW}") from None
+    except DAMAGED as error:
+        raise _unread(path, error, f"damaged ({reason_of(error)}); {FIT_ANEW}") from None
 
 
 @contextlib.contextmanager

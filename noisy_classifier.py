@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     history = run.run()
     start = time.perf_counter()
-    levels = score(classifier, process, test, scored, device, seed, args.use_amp)
+    each = len(distributed.share(recipe.batch_size))  # as many as are trained on
+    levels = score(classifier, process, test, scored, device, seed, each, args.use_amp)
     record = {
         "name": backbone.name,
         "checkpoint": None if model is None else str(model.path),

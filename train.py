@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from model.DDPM import alpha
 from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
-from support.files import check_writable
+from support.files import check_writable, writing
 from training.cost import measure_cost
 from training.run import Run, folders_of, kept_in
 from training.start import starting_weights
@@ -81,21 +82,17 @@ def main(argv: list[str] | None = None) -> int:
             config.batch_size // distributed.world_size(),
         )  # fmt: skip
     with kept.alone():
-        run = begun(args, config, device)
+        start = beginning(config, kept.path, args.restart)  # refuses before the data are read
+        run = Run(*prepared(args, config, device))
+        position(run, start, args.restart, args.allow_changed_data)
+        if args.restart:
+            run.kept.goes_on = "the same command without --restart goes on from there"
         if run.trainer.step >= run.trainer.total_steps:
             log.info("nothing to do: %s is at the last step already", kept.path)
             return 0
         run.run()
     log.info("done: checkpoints, pictures and metrics are in %s", config.save_dir)
     return 0
-
-
-def begun(args: argparse.Namespace, config: Config, device: torch.device) -> Run:
-    """The run, where it begins. What the data do not decide is refused before they are read."""
-    start = beginning(config, kept_in(config.save_dir).path, args.restart)
-    run = Run(*prepared(args, config, device))
-    position(run, start, args.restart, args.allow_changed_data)
-    return run
 
 
 def prepared(
@@ -207,15 +204,21 @@ def may_change(config: Config) -> tuple[set[str], str]:
 
 def retire(folder: Path, epoch: int) -> None:
     """Moves the checkpoints of an earlier run aside, so that none is taken for the new run's: all
-    (-1), or those after this `epoch`, which the new run begins with."""
+    (-1), or those after this `epoch`, which the new run begins with. With them goes a copy of the
+    earlier run's log. Where `folder` is a link to another disk, they stay on that."""
+    metrics = folder.with_name("metrics.jsonl")
     earlier = {f"model_{e}.pth" for e in checkpoint.saved_epochs(folder.parent) if e <= epoch}
+    folder = folder.resolve()
     others = [path for path in sorted(folder.glob("*.pth")) if path.name not in earlier]
     if others:
         numbers = itertools.count(1)
         free = next(p for n in numbers if not (p := folder.with_name(f"ckpts_before_{n}")).exists())
-        free.mkdir()
-        for path in others:
-            path.rename(free / path.name)
+        with writing(free):
+            free.mkdir()
+            if metrics.exists():
+                shutil.copy(metrics, free)
+            for path in others:
+                path.rename(free / path.name)
         log.info("%d earlier checkpoints are now in %s", len(others), free)
 
 

@@ -115,6 +115,10 @@ RECIPES = {
         ("distill.loss=dispersive", "distill.block=out_5", "distill.weight=0.02"),
         "dispersive at a fifth of its weight",
     ),
+    "dispersive, cosine": Recipe(
+        ("distill.loss=dispersive_cosine", "distill.block=out_5", "distill.weight=0.02"),
+        "the same, and spreads directions alone",
+    ),
 }
 
 

@@ -192,10 +192,10 @@ class Linear(Section):
 class Distill(Section):
     """Self-distillation, see training/distill.py: a second loss, off while `loss` is None."""
 
-    loss: Literal["infonce", "regression", "dispersive"] | None = None
+    loss: Literal["infonce", "regression", "dispersive", "dispersive_cosine"] | None = None
     block: str = "out_2"  # whose features it is about
     weight: PositiveFloat = 0.1  # of it, beside the denoising loss
-    temperature: PositiveFloat = 0.2  # of infonce
+    temperature: PositiveFloat = 0.2  # of infonce and dispersive_cosine
     queue: int = Field(4096, ge=0, le=1_000_000)  # keys of earlier images, for infonce
     tau: PositiveFloat = 0.5  # of dispersive, a squared distance per channel
     projector_width: Width = 256  # hidden units
@@ -269,10 +269,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _dispersive_sees_whole_steps(self) -> "Config":
-        if self.distill.loss == "dispersive" and self.accumulate > 1:
+        if self.distill.loss in _PAIRS and self.accumulate > 1:
             raise ValueError(
-                "distill.loss dispersive compares the images of one forward, which depend on the "
-                "number of processes where accumulate is above 1: set accumulate to 1"
+                f"distill.loss {self.distill.loss} compares the images of one forward, which "
+                "depend on the number of processes where accumulate is above 1: set accumulate to 1"
             )
         return self
 
@@ -299,16 +299,17 @@ class DiffusersConfig(DDPMConfig):
 
 
 _TEACHER = ("infonce", "regression")
+_PAIRS = ("dispersive", "dispersive_cosine")
 NEEDS = {  # {setting: (another, its values without which the first changes nothing)}
     "decay_from": ("lr_decay", ("linear", "cosine")),
     "diffusion.betas": ("diffusion.schedule", ("linear", "scaled_linear")),
     "diffusion.gamma": ("diffusion.weighting", ("min_snr",)),
     "diffusion.p_mean": ("diffusion.time", ("lognormal",)),  # EDM has no other
     "diffusion.p_std": ("diffusion.time", ("lognormal",)),
-    "distill.block": ("distill.loss", (*_TEACHER, "dispersive")),
-    "distill.weight": ("distill.loss", (*_TEACHER, "dispersive")),
+    "distill.block": ("distill.loss", (*_TEACHER, *_PAIRS)),
+    "distill.weight": ("distill.loss", (*_TEACHER, *_PAIRS)),
     "distill.tau": ("distill.loss", ("dispersive",)),
-    "distill.temperature": ("distill.loss", ("infonce",)),
+    "distill.temperature": ("distill.loss", ("infonce", "dispersive_cosine")),
     "distill.queue": ("distill.loss", ("infonce",)),
     "distill.projector_width": ("distill.loss", _TEACHER),
     "distill.teacher_timesteps": ("distill.loss", _TEACHER),

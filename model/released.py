@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from support.errors import UserError
+from support.errors import UserError, reason_of
 from support.files import read_json, replacing, write_json
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
@@ -106,7 +106,7 @@ def _bytes_of(path: Path) -> bytes:
     except FileNotFoundError:
         raise UserError(_no_file(path)) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({reason_of(error)})") from None
 
 
 def _no_file(path: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from support.errors import UserError
+from support.errors import UserError, reason_of
 from support.files import remove_leftovers
 from utils import log, progress
 
@@ -49,7 +49,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
             _check_original(path, archive)
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be read ({error.strerror}): remove it to download it again, or "
+                f"{path}: cannot be read ({reason_of(error)}): remove it to download it again, or "
                 "put the file there"
             ) from None
         return path
@@ -69,7 +69,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
                 log.info("downloaded %s", path)
                 return path
     except OSError as error:
-        raise UserError(f"{folder}: cannot save {archive.name}: {error.strerror}") from None
+        raise UserError(f"{folder}: cannot save {archive.name}: {reason_of(error)}") from None
     raise UserError(
         f"{archive.name} could not be downloaded ({'; '.join(failures)}).\n"
         f"Get it from {archive.urls[0]} by other means and put it at {path}"
@@ -96,7 +96,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     file.extract(member, temporary)
         os.replace(temporary / folder.name, folder)
     except OSError as error:
-        raise UserError(f"{archive}: cannot be unpacked to {folder}: {error.strerror}") from None
+        raise UserError(f"{archive}: cannot be unpacked to {folder}: {reason_of(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -178,8 +178,7 @@ def _next_chunk(response: http.client.HTTPResponse) -> bytes:
 
 
 def _network_reason(error: Exception) -> str:
-    reason = getattr(error, "reason", error)  # urllib wraps what the socket said
-    return getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+    return reason_of(getattr(error, "reason", error))  # urllib wraps what the socket said
 
 
 def _size(path: Path) -> int:

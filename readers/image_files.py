@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from support.errors import UserError
+from support.errors import UserError, reason_of
 from support.files import load_array, load_json, save_array, write_json
 from utils import log, progress
 
@@ -58,7 +58,9 @@ def list_folder(folder: Path) -> Listing:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror}): mend or remove it") from None
+        raise UserError(
+            f"{folder}: cannot be read ({reason_of(error)}): mend or remove it"
+        ) from None
     return Listing(*map(sorted, found))
 
 
@@ -203,9 +205,7 @@ def _decode_all(
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason_of(error)
 
 
 def _describe(root: Path, name: str, bad: dict[int, str], files: list[ImageFile]) -> str:

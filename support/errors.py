@@ -1,4 +1,4 @@
-"""The two exceptions that a job answers without a traceback (see `cli.job`), and others' words."""
+"""The two exceptions that a job answers without a traceback: see `cli.job`."""
 
 
 class UserError(Exception):
@@ -8,9 +8,9 @@ class UserError(Exception):
     """
 
 
-def reason_of(error: Exception) -> str:
-    """The first line of what an error says, or its kind."""
-    text = str(error).strip()
+def reason_of(error: BaseException | str) -> str:
+    """The first line of what an error says, or its kind; of one of the system's, its words."""
+    text = str(getattr(error, "strerror", None) or error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.errors import UserError
+from support.errors import UserError, reason_of
 
 log = logging.getLogger("tiny-ddae")  # that of utils
 
@@ -54,7 +54,7 @@ def check_writable(
         try:
             reason = _refusal(folder)
         except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = reason_of(error)
         if reason is not None:
             raise UserError(f"{path}: nothing can be written there ({reason}): choose another")
 
@@ -107,7 +107,7 @@ def writing(path: str | Path, kept: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: could not be written ({error.strerror or error}); {kept}"
+            f"{path}: could not be written ({reason_of(error)}); {kept}"
             "Free some space, or write elsewhere, and run the same command again"
         ) from error
 
@@ -215,7 +215,7 @@ def read_json(
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: could not be read ({error.strerror or error})") from None
+        raise UserError(f"{path}: could not be read ({reason_of(error)})") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON; {advice}") from None
     if not has_form(values, form):

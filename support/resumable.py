@@ -49,6 +49,7 @@ class Resumable:
         self.lock = lock or path.with_name(f".{path.name}.lock")
         self.blocks = contextlib.ExitStack()
         self.saved_step: int | None = None  # that of the file, where this object knows it
+        self.goes_on = "the same command goes on from there"
         self.saved_at = self.signalled_at = time.monotonic()
         self.own_signal = self.signal = 0  # what this rank was sent, and what all agree on
         self.handlers: dict[int, object] = {}  # those that were there before
@@ -98,8 +99,8 @@ class Resumable:
         """Raises Stopped if a signal had come when `is_due` was asked and work is left."""
         if self.signal and step < last:
             raise Stopped(
-                f"stopped at {self.unit} {step:,} of {last:,} and saved {self.path}; the same "
-                "command goes on from there",
+                f"stopped at {self.unit} {step:,} of {last:,} and saved {self.path}; "
+                f"{self.goes_on}",
                 self.signal,
             )
 
@@ -132,12 +133,11 @@ class Resumable:
 
 
 def stopping_signals() -> list[int]:
-    """SIGINT, SIGTERM and SIGHUP; not SIGHUP where it is ignored, as nohup lets a job live on."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
-        numbers.append(hangup)
-    return numbers
+    """SIGINT, SIGTERM and SIGHUP, but those that are ignored: nohup, or `&` in a script, lets a job
+    live on."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

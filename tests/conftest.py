@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import signal
 import zlib
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from config import Config, parse_config
 from model.models import build_denoiser
 from utils import log, seed_everything
 
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as with `&` in a script; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tensors are tiny: more threads would only wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,9 @@ from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 STEPS = 3
-RUNS = {"infonce": 2, "regression": 2, "dispersive": 1}  # by loss: batches per step
+RUNS = {  # by loss: batches per step
+    "infonce": 2, "regression": 2, "dispersive": 1, "dispersive_cosine": 1,
+}  # fmt: skip
 
 
 def dataset(n: int) -> Dataset:

@@ -60,7 +60,7 @@ def test_a_file_of_something_else(tiny_checkpoint, text, says):
     tiny_checkpoint.write_bytes(text)
     with pytest.raises(UserError, match=says):
         checkpoint.load(tiny_checkpoint)
-    with pytest.raises(UserError, match="damaged; delete it to fit from the start"):
+    with pytest.raises(UserError, match=r"damaged \(.*\); delete it to fit"):
         checkpoint.load_state(tiny_checkpoint)
 
 
@@ -156,6 +156,21 @@ for i in range(10**6):
 """
 
 
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_latest, checkpoint.load_state])
+@pytest.mark.parametrize("error", [
+    PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error"),
+    MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+], ids=str)  # fmt: skip
+def test_what_cannot_be_read_now_is_not_called_damaged(tiny_checkpoint, monkeypatch, read, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(UserError, match=r"could not be read now \(.*\): try again$") as said:
+        read(tiny_checkpoint)
+    assert not {"delete", "damaged", "--restart"} & set(str(said.value).split())
+
+
 def test_kill_at_any_moment_of_a_save(tmp_path):
     path = tmp_path / "latest.pth"
     for delay in (0.0, 0.003, 0.011, 0.02):
@@ -238,7 +253,7 @@ def test_a_flipped_bit_inside_a_tensor_is_noticed(tiny_checkpoint, place):
     torch.load(tiny_checkpoint, weights_only=True)  # PyTorch itself sees nothing
     with pytest.raises(UserError, match=r"damaged.*another checksum"):
         checkpoint.load(tiny_checkpoint)
-    with pytest.raises(UserError, match="damaged; delete it"):
+    with pytest.raises(UserError, match=r"damaged \(.*\); delete it"):
         checkpoint.load_state(tiny_checkpoint)
 
 

@@ -11,6 +11,7 @@ from conftest import ROOT
 import fid
 import finetune
 import sample
+import train
 import visualize_diffusion
 from arguments import Exclusion
 from cli import job_parser
@@ -62,6 +63,7 @@ def test_help_shows_defaults():
     (sample.parse_args, ["--interpolate", "-1", "3"], "--interpolate -1: give at least 0"),
     (sample.parse_args, ["--steps", "many"], "invalid int value: 'many'"),
     (sample.parse_args, ["--no_such_option"], "unrecognized arguments: --no_such_option"),
+    (train.parse_args, ["--epoch", "49"], "unrecognized arguments: --epoch"),
     (fid.parse_args, ["--n", "1"], "FID needs at least 2 images"),
     (visualize_diffusion.parse_args, ["--device", "cpu"], "unrecognized arguments: --device"),
 ])  # fmt: skip

@@ -55,6 +55,12 @@ def dispersive(z: Tensor, tau: float) -> Tensor:
     return (-pairs).logsumexp(0) - 2 * math.log(len(z))
 
 
+def dispersive_cosine(z: Tensor, temperature: float) -> Tensor:
+    """z: (N, D) -> log of the mean over all pairs, each with itself too, of
+    exp((cosine - 1) / temperature): `dispersive` of directions, which larger z do not change."""
+    return dispersive(F.normalize(z, dim=1), 2 * temperature / z.shape[1])
+
+
 def _infonce(z: Tensor, keys: Tensor, place: Tensor, settings: Distill) -> Tensor:
     return infonce(z, keys, place, settings.temperature).mean()
 
@@ -64,8 +70,15 @@ def _regression(z: Tensor, keys: Tensor, place: Tensor, settings: Distill) -> Te
 
 
 def _dispersive(z: Tensor, keys: None, place: Tensor, settings: Distill) -> Tensor:
-    n = len(z) * distributed.world_size()
-    return dispersive(distributed.gather_with_gradient(z, n), settings.tau)
+    return dispersive(_of_all_ranks(z), settings.tau)
+
+
+def _dispersive_cosine(z: Tensor, keys: None, place: Tensor, settings: Distill) -> Tensor:
+    return dispersive_cosine(_of_all_ranks(z), settings.temperature)
+
+
+def _of_all_ranks(z: Tensor) -> Tensor:
+    return distributed.gather_with_gradient(z, len(z) * distributed.world_size())
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ LOSSES = {
     "infonce": Row(_infonce, has_teacher=True, projects_keys=True),
     "regression": Row(_regression, has_teacher=True),
     "dispersive": Row(_dispersive),
+    "dispersive_cosine": Row(_dispersive_cosine),
 }
 
 

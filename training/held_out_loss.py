@@ -7,18 +7,20 @@ from model.denoiser import Denoiser
 from support import distributed
 from utils import autocast, generator
 
-CHUNK = 250  # images per forward; the noise is drawn per chunk, so it is part of the definition
+CHUNK = 250  # images whose noise is drawn together, so it is part of the definition
 
 
 @torch.no_grad()
 def held_out_loss(
-    denoiser: Denoiser, data: Dataset, device: torch.device, use_amp: bool = False
+    denoiser: Denoiser, data: Dataset, batch_size: int, use_amp: bool = False
 ) -> float:
-    """Mean training loss over `data`, at noise levels and noise that never change.
+    """Mean training loss over `data`, at noise levels and noise that never change, whatever the
+    `batch_size`, the images per forward.
 
     A class-conditional network is told the labels. The chunks are divided among the ranks; every
     rank gets the mean of all.
     """
+    device = denoiser.device
     chunks = Batches(data.images, data.labels, CHUNK, device)
     total = torch.zeros((), dtype=torch.float64)
     for i in distributed.share(chunks.steps_per_epoch):
@@ -26,9 +28,9 @@ def held_out_loss(
         draw = generator("cpu", "held-out loss", i)
         u = torch.rand(len(x0), generator=draw).to(device)
         noise = torch.randn(x0.shape, generator=draw).to(device)
-        with autocast(device, use_amp):
-            loss = denoiser.loss(
-                x0, denoiser.training_sigma(u), noise, y if denoiser.classes else None
-            )
-        total += loss.sum().cpu()
+        given = (x0, denoiser.training_sigma(u), noise, *([y] if denoiser.classes else []))
+        for batch in zip(*(part.split(batch_size) for part in given), strict=True):
+            with autocast(device, use_amp):
+                loss = denoiser.loss(*batch)
+            total += loss.sum().cpu()
     return float(distributed.sum_over_ranks(total)) / chunks.n_images

@@ -75,7 +75,6 @@ class Run:
         try:
             with self.kept, redirect_to_bar():
                 self._steps(run_log)
-            run_log.write_csv()
         finally:
             run_log.close()
 
@@ -145,7 +144,7 @@ class Run:
         finite = all(all_finite(state.values()) for state in states)
         trainer.denoiser.eval()
         few = self.test.take(slice(CHECKED))
-        loss = held_out_loss(trainer.denoiser, few, trainer.device, trainer.use_amp)
+        loss = held_out_loss(trainer.denoiser, few, trainer.images_per_forward, trainer.use_amp)
         trainer.denoiser.train()
         if not finite or not math.isfinite(loss):
             raise self._no_longer_finite("the network's loss is no longer finite")
@@ -181,6 +180,8 @@ class Run:
             self._measure(run_log, epoch)
         if config.save_model and self._is_time(config.save_every):
             self._save(f"model_{epoch}.pth")
+        if self.trainer.step == self.trainer.total_steps:
+            run_log.write_csv()
 
     def _save(self, name: str) -> None:
         if distributed.is_main():
@@ -190,7 +191,9 @@ class Run:
         """The test loss and samples, both of the EMA weights, and the pictures of the run."""
         started = time.monotonic()
         trainer, metrics = self.trainer, self.trainer.metrics
-        loss = held_out_loss(trainer.ema_denoiser, self.test, trainer.device, trainer.use_amp)
+        loss = held_out_loss(
+            trainer.ema_denoiser, self.test, trainer.images_per_forward, trainer.use_amp
+        )
         best = metrics["best_loss"]
         if math.isfinite(loss) and (best is None or loss < best):
             metrics.update(best_loss=loss, best_epoch=epoch)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from support import distributed
-from support.errors import UserError
+from support.errors import UserError, reason_of
 from support.files import has_form, replacing, write_text, writing
 from utils import log
 
@@ -54,7 +54,7 @@ class RunLog:
         try:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
-            raise UserError(f"{self.path}: could not be read ({error.strerror})") from None
+            raise UserError(f"{self.path}: could not be read ({reason_of(error)})") from None
         whole = text[: text.rfind("\n") + 1].splitlines()
         found = [line for line in map(_parsed, whole) if line is not None]
         if len(found) < len(whole):

@@ -36,7 +36,6 @@ from utils import (
 LEVELS = 20  # at most so many timesteps are scored
 HIDDEN = 1024  # units of the MLP
 STANDARDISED = 512  # training images whose features give mean and standard deviation
-SCORE_BATCH = 500  # images per forward; changes no score
 
 RECIPES = {
     "wrn": Recipe(epochs=200, batch_size=128, lr=0.1, warm_epochs=5, weight_decay=5e-4),
@@ -200,10 +199,11 @@ def score(
     indices: Sequence[int],
     device: torch.device,
     seed: int,
+    batch_size: int,
     use_amp: bool = False,
-    batch_size: int = SCORE_BATCH,
 ) -> list[Level]:
-    """The accuracy on test[indices] at each of the scored timesteps; each rank does its share.
+    """The accuracy on test[indices] at each of the scored timesteps; each rank does its share,
+    `batch_size` images per forward.
 
     The noise of an image depends on (seed, t) and its index in `test` alone. The classifier has
     to be in eval mode.

@@ -22,9 +22,10 @@ def test_the_held_out_loss_never_changes_and_is_1_for_a_network_of_zeros(tiny_co
     torch.nn.init.zeros_(denoiser.net.final.weight)
     torch.nn.init.zeros_(denoiser.net.final.bias)
     torch.manual_seed(1)
-    first = held_out_loss(denoiser, data, CPU)
+    first = held_out_loss(denoiser, data, 250)
     torch.manual_seed(2)
-    assert held_out_loss(denoiser, data, CPU) == first
+    assert held_out_loss(denoiser, data, 250) == first
+    assert held_out_loss(denoiser, data, 7) == pytest.approx(first, rel=1e-6)
     assert first == pytest.approx(1, abs=0.03)  # 19,200 squared normals: standard error 0.01
 
 
@@ -34,7 +35,7 @@ def test_the_held_out_loss_of_a_class_conditional_network_depends_on_the_labels(
     denoiser = build_denoiser(config).eval()
     images = np.random.default_rng(0).integers(0, 256, (10, 1, 8, 8), dtype=np.uint8)
     losses = {
-        held_out_loss(denoiser, Dataset("digits", "test", images, np.full(10, y), ["0"]), CPU)
+        held_out_loss(denoiser, Dataset("digits", "test", images, np.full(10, y), ["0"]), 250)
         for y in (0, 1, 2)
     }
     assert len(losses) == 3

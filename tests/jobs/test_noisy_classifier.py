@@ -59,7 +59,8 @@ def process(request):
 
 def test_the_best_classifier_has_the_accuracy_of_the_closed_form(process):
     test = flat_images(1500)
-    levels = score(NoisyWideResNet(process, SignOfTheMean()), process, test, range(1500), CPU, 3)
+    classifier = NoisyWideResNet(process, SignOfTheMean())
+    levels = score(classifier, process, test, range(1500), CPU, 3, batch_size=500)
     for level in levels:
         z = 0.2 * math.sqrt(16) / level.sigma  # the mean of 16 pixels has noise sigma / 4
         p = (1 + math.erf(z / math.sqrt(2))) / 2
@@ -81,8 +82,8 @@ def test_a_score_depends_neither_on_batches_nor_on_other_images_nor_on_ranks(mon
     process = process_of(parse_config({"model_type": "EDM"}))
     classifier, test = NoisyWideResNet(process, SignOfTheMean()), flat_images(30)
 
-    def accuracies(indices, **options):
-        levels = score(classifier, process, test, indices, CPU, 0, **options)
+    def accuracies(indices, batch_size=500):
+        levels = score(classifier, process, test, indices, CPU, 0, batch_size)
         return np.array([level.accuracy for level in levels])
 
     whole = accuracies(range(30))

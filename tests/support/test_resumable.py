@@ -110,9 +110,16 @@ def test_a_closed_terminal_ends_it_after_a_save(tmp_path):
     assert (tmp_path / "state").read_text() == "saved"
 
 
-def test_under_nohup_it_lives_on(tmp_path):
-    process = started(tmp_path / "state", "nohup", stderr=subprocess.DEVNULL)
-    os.kill(process.pid, signal.SIGHUP)
+IGNORED = {  # what stands before a job that is to live on
+    signal.SIGHUP: ("nohup",),
+    signal.SIGINT: ("sh", "-c", 'trap "" INT; exec "$@"', "sh"),  # as `&` does in a script
+}
+
+
+@pytest.mark.parametrize("number", list(IGNORED))
+def test_it_lives_on_where_a_signal_is_ignored(tmp_path, number):
+    process = started(tmp_path / "state", *IGNORED[number], stderr=subprocess.DEVNULL)
+    os.kill(process.pid, number)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
     process.kill()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import train
 from config import load_config, parse_config
 from model.DDPM import DDPM
 from support.errors import UserError
+from training.trainer import Trainer
 
 
 @pytest.fixture
@@ -150,6 +152,33 @@ def test_checkpoints_of_another_run_are_not_taken_for_those_of_a_new_one(config,
     position(run)
     folder = run.ckpts if stays else run.save_dir / "ckpts_before_1"
     assert {path.name for path in folder.iterdir()} == names
+
+
+def test_checkpoints_stay_on_the_disk_that_their_folder_links_to(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (disk / "model_3.pth").touch()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "ckpts").symlink_to(disk)
+    train.retire(run / "ckpts", -1)
+    assert (tmp_path / "ckpts_before_1" / "model_3.pth").exists()
+    assert not list(disk.iterdir())
+
+
+def test_a_run_that_began_with_restart_says_how_it_goes_on(tiny_yaml, monkeypatch, capsys):
+    step = Trainer.train_step
+
+    def stopped(trainer):
+        step(trainer)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "train_step", stopped)
+    common = ["--config", str(tiny_yaml), "--device", "cpu"]
+    for options, words in (([], "; the same command"), (["--restart"], "without --restart goes")):
+        with pytest.raises(SystemExit):
+            train.main([*common, *options])
+        assert words in capsys.readouterr().err
 
 
 # --- at once

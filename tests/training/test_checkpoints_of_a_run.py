@@ -109,6 +109,18 @@ def test_samples_are_drawn_as_many_at_a_time_as_are_trained_on(config, monkeypat
     assert trajectory.table(images).shape[0] == 4
 
 
+def test_nothing_at_an_epochs_end_takes_more_images_at_once_than_a_step(config, monkeypatch):
+    monkeypatch.setattr(DDPM, "default_steps", 1)
+    sizes = []
+    run = new_run(parse_config({**config.model_dump(), "n_epoch": 1, "n_sample": 19}))
+    run.test = dataset(20)
+    for denoiser in (run.trainer.denoiser, run.trainer.ema_denoiser):
+        denoiser.net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    run.run()
+    assert max(sizes) == 8
+    assert len(sizes) >= 5 + 3 + 3 + 3  # steps, two losses, samples
+
+
 @pytest.mark.parametrize("save_model", [True, False])
 def test_best_is_the_epoch_of_the_lowest_loss_and_only_it_need_be_kept(
     config, save_model, monkeypatch
@@ -135,7 +147,7 @@ def test_best_is_the_epoch_of_the_lowest_loss_and_only_it_need_be_kept(
     assert best["epoch"] == best["metrics"]["best_epoch"] == lowest
     assert best["metrics"]["best_loss"] == losses[lowest]
     model = checkpoint.load_denoiser(run.ckpts / "best.pth", CPU)
-    assert held_out_loss(model.denoiser, run.test, CPU) == pytest.approx(losses[lowest])
+    assert held_out_loss(model.denoiser, run.test, 8) == pytest.approx(losses[lowest])
     kept = {path.name for path in run.ckpts.iterdir()}
     models = {"model_0.pth", "model_1.pth", "model_2.pth"} if save_model else set()
     assert kept == {"latest.pth", "best.pth"} | models

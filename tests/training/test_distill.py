@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from support.errors import UserError
 from training.augmentation import augment
-from training.distill import dispersive, infonce, jitter_color, regression
+from training.distill import dispersive, dispersive_cosine, infonce, jitter_color, regression
 from utils import generator
 
 
@@ -49,6 +49,13 @@ def test_dispersive_is_the_log_of_a_mean_over_pairs():
     z, tau = 50 + rows("z", 6, 5), 0.7
     pairs = [np.exp(-((a - b) ** 2).sum() / (5 * tau)) for a in z for b in z]
     assert dispersive(torch.from_numpy(z), tau) == pytest.approx(np.log(np.mean(pairs)), rel=1e-3)
+
+
+def test_dispersive_cosine_is_that_of_directions():
+    z, temperature = rows("z", 6, 5), 0.3
+    u = z / np.linalg.norm(z, axis=1, keepdims=True)
+    expected = np.log(np.exp((u @ u.T - 1) / temperature).mean())
+    assert dispersive_cosine(torch.from_numpy(7 * z), temperature) == pytest.approx(expected)
 
 
 def test_dispersive_ends_at_0_where_all_are_the_same_and_at_minus_log_n_where_all_are_far():

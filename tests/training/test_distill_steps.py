@@ -18,7 +18,7 @@ from config import parse_config
 from datasets import Dataset
 from model.models import build_denoiser
 from support import distributed
-from training.distill import dispersive, infonce, regression
+from training.distill import dispersive, dispersive_cosine, infonce, regression
 from training.run import Run
 from training.trainer import Trainer
 
@@ -63,6 +63,7 @@ def test_gradients_are_those_of_the_two_losses_and_none_reaches_the_teacher(loss
         ).mean(),
         "regression": lambda: regression(z, keys).mean(),
         "dispersive": lambda: dispersive(z, settings.tau),
+        "dispersive_cosine": lambda: dispersive_cosine(z, settings.temperature),
     }[loss]()
     assert len(t.distill.queue) == (20 if loss == "infonce" else 0)
     assert keys is None or not keys.requires_grad

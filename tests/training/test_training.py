@@ -200,10 +200,13 @@ def test_another_config_is_refused_with_the_differences(tiny_yaml, capsys):
     assert train.main([*common, "--set", "linear.timestep=3"]) == 0  # and n_epoch is 2 again
     run = Path(load_config(tiny_yaml).save_dir)
     assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 1
+    log = (run / "metrics.jsonl").read_text()
     assert train.main([*common, "--set", "lrate=0.5", "--set", "n_epoch=1", "--restart"]) == 0
     assert checkpoint.load(run / "ckpts" / "latest.pth")["epoch"] == 0
     assert checkpoint.saved_epochs(run) == [0]  # model_1.pth of the earlier run is not the newest
-    assert (run / "ckpts_before_1" / "model_1.pth").exists()
+    before = run / "ckpts_before_1"
+    assert (before / "model_1.pth").exists()
+    assert (before / "metrics.jsonl").read_text() == log
 
 
 def test_the_length_of_a_run_whose_rate_decays_stays(tiny_config):
