@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from config.schema import DDPMDiffusion
-from model.denoiser import ALMOST_0, Denoiser, lognormal
-from support.errors import UserError
+from model.denoiser import ALMOST_0, Denoiser, check_levels, lognormal
 
 MAX_BETA = 0.999  # of the cosine schedule, whose last abar would be 0
 
@@ -91,18 +90,9 @@ class DDPM(Denoiser):
         abar = SCHEDULES[diffusion.schedule](diffusion)
         with np.errstate(divide="ignore"):
             sigmas = np.sqrt((1 - abar) / abar)
-        if not sigmas[-1] ** 2 <= np.finfo(np.float32).max:
-            raise UserError(
-                f"diffusion: with n_T {self.n_T} and these betas the last noise level is too large "
-                f"to compute with ({sigmas[-1]:.3g}): lower n_T or betas"
-            )
-        sigmas = sigmas.astype(np.float32)
-        if not (sigmas[0] > 0 and (sigmas[1:] > sigmas[:-1]).all()):
-            raise UserError(
-                "diffusion: with these betas some noise levels are 0, or no higher than those "
-                "before: raise betas"
-            )
-        self.register_buffer("sigmas", torch.tensor(sigmas), persistent=False)
+        check_levels(sigmas, "lower n_T or betas", "raise betas")
+        sigmas = torch.tensor(sigmas.astype(np.float32))
+        self.register_buffer("sigmas", sigmas, persistent=False)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Log-linear between whole t; below t = 1, where beta is constant, sigma_1 sqrt(t)."""

@@ -2,10 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from config.schema import EDMDiffusion
-from model.denoiser import Denoiser, lognormal
+from model.denoiser import Denoiser, check_levels, lognormal
 
 
 class EDM(Denoiser):
@@ -26,19 +27,22 @@ class EDM(Denoiser):
         super().__init__(net)
         d = diffusion
         self.sigma_data, self.p_mean, self.p_std = d.sigma_data, d.p_mean, d.p_std
-        self.sigma_min, self.sigma_max, self.rho = d.sigma_min, d.sigma_max, d.rho
+        self.rho = d.rho
+        self.low, self.high = _root(d.sigma_min, d.rho), _root(d.sigma_max, d.rho)
+        levels = self.sigma(torch.arange(1, self.n_T + 1, device="cpu"))
+        check_levels(
+            levels.numpy(), "lower sigma_max, or take rho 7", "raise sigma_min, or take rho 7"
+        )
         S_max = math.inf if d.S_max is None else d.S_max
         self.churn = {"S_min": d.S_min, "S_max": S_max, "S_noise": d.S_noise}
 
     def sigma(self, t: Tensor) -> Tensor:
         """The rho grid of 18 steps (eq. 5), counted from sigma_min."""
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (low + (t - 1) / (self.n_T - 1) * (high - low)) ** self.rho  # eq. 5
+        return (self.low + (t - 1) / (self.n_T - 1) * (self.high - self.low)) ** self.rho
 
     def t(self, sigma: Tensor) -> Tensor:
         """The place on that grid, between whole ones too; clamped to 1..18."""
-        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        part = (sigma ** (1 / self.rho) - low) / (high - low)
+        part = (sigma ** (1 / self.rho) - self.low) / (self.high - self.low)
         return 1 + (self.n_T - 1) * part.clamp(0, 1)
 
     def training_sigma(self, u: Tensor) -> Tensor:
@@ -60,3 +64,10 @@ class EDM(Denoiser):
     def c_noise(self, sigma: Tensor) -> Tensor:
         """ln(sigma) / 4."""
         return sigma.log() / 4
+
+
+def _root(sigma: float, rho: float) -> float:
+    try:
+        return sigma ** (1 / rho)
+    except OverflowError:
+        return math.inf

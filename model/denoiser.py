@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model.diffusers_networks import Codec
+from support.errors import UserError
 
-ALMOST_0 = 2.0**-24  # half the step of float32 uniforms: keeps a continuous sigma in (0, inf)
+ALMOST_0 = 2.0**-24  # the step of float32 uniforms: keeps a continuous sigma in (0, inf)
 
 
 class Denoiser(nn.Module, ABC):
@@ -171,6 +173,21 @@ class Denoiser(nn.Module, ABC):
 
     def _net(self, x: Tensor, c_noise: Tensor, **conditions: Any) -> Tensor | dict[str, Tensor]:
         return self.net(x.float(), c_noise.float(), **conditions)
+
+
+def check_levels(sigmas: np.ndarray, lower: str, higher: str) -> None:
+    """Raises UserError unless these noise levels, of t = 1 .. n_T, rise from above 0 to one whose
+    square is finite, in float32. lower, higher: advice, what makes the levels so."""
+    last = float(sigmas[-1])
+    if not last**2 <= np.finfo(np.float32).max:
+        raise UserError(
+            f"diffusion: the last noise level is too large to compute with ({last:.3g}): {lower}"
+        )
+    found = sigmas.astype(np.float32)
+    if not (found[0] > 0 and (found[1:] > found[:-1]).all()):
+        raise UserError(
+            f"diffusion: some noise levels are 0, or no higher than those before: {higher}"
+        )
 
 
 def lognormal(u: Tensor, mean: float, std: float) -> Tensor:

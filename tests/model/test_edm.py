@@ -162,3 +162,13 @@ def test_augmentation_needs_its_labels():
 def test_keys_of_the_other_process_are_refused():
     with pytest.raises(UserError, match=r"unknown key 'diffusion.betas'.*sigma_data"):
         parse_config({"model_type": "EDM", "diffusion": {"betas": [1e-4, 0.02]}})
+
+
+@pytest.mark.parametrize(("settings", "advice"), [
+    ({"rho": 0.005}, "too large to compute with"), ({"sigma_max": 1e39}, "lower sigma_max"),
+    ({"rho": 0.05}, "raise sigma_min"), ({"sigma_min": 1e-50}, "raise sigma_min"),
+    ({"rho": 1e9}, "no higher than those before"),
+])  # fmt: skip
+def test_noise_levels_that_cannot_be_computed_with_are_refused(settings, advice):
+    with pytest.raises(UserError, match=advice):
+        EDM(torch.nn.Linear(1, 1), EDMDiffusion(**settings))
