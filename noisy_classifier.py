@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         classifier = nn.SyncBatchNorm.convert_sync_batchnorm(classifier)
     settings = decided_by(args, config, train, backbone, recipe)
     run = SupervisedTraining(
-        classifier, classifier.optimizer(recipe), noise_drawer(process, seed, device),
+        classifier, classifier.optimizer(recipe),
+        noise_drawer(process, seed, device, as_trained=args.backbone == "wrn"),
         training_batches(train, recipe, device, seed, config.flip), recipe,
         folder / f"noisy_state_{short_hash(settings)}.pth", use_amp=args.use_amp,
     )  # fmt: skip

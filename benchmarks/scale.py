@@ -24,7 +24,7 @@ from benchmarks.experiment import (
 )
 from cli import job, job_parser
 from evaluation.plots import curves
-from evaluation.tables import as_markdown, as_text, half_width, with_interval
+from evaluation.tables import as_markdown, as_text, ends, with_interval
 from support.errors import UserError
 from support.files import check_writable, write_json, write_text
 
@@ -99,7 +99,7 @@ def table(runs: list[dict]) -> list[list[str]]:
 def draw(path: Path, runs: list[dict], title: str) -> None:
     """Accuracy of the picked cells over parameters, a line for each seed, trained and not."""
     sizes = sorted({run["parameters"] for run in runs})
-    lines, spread, notes = {}, {}, {}
+    lines, bars, notes = {}, {}, {}
     for name in ("trained", "untrained"):
         for seed in sorted({run["seed"] for run in runs}):
             of_seed = {
@@ -108,11 +108,11 @@ def draw(path: Path, runs: list[dict], title: str) -> None:
             found = [of_seed.get(size) for size in sizes]
             line = f"{name}, seed {seed}"
             lines[line] = [cell and 100 * cell["test_accuracy"] for cell in found]
-            spread[line] = [half_width(cell["test_interval"]) if cell else 0.0 for cell in found]
+            bars[line] = [ends(cell["test_interval"]) if cell else (0.0, 0.0) for cell in found]
             notes[line] = [f"{cell['block']}, t={cell['t']}" if cell else "" for cell in found]
     curves(
         path, sizes, lines, title, "parameters", "test accuracy in %, cell picked on held-out",
-        spread=spread, log_x=True, notes=notes,
+        bars=bars, log_x=True, notes=notes,
     )  # fmt: skip
 
 

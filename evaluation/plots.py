@@ -107,19 +107,19 @@ def curves(
     title: str,
     x_label: str,
     y_label: str,
-    spread: dict[str, Sequence[float]] | None = None,
+    bars: dict[str, Sequence[tuple[float, float]]] | None = None,
     log_x: bool = False,
     log_y: bool = False,
     notes: dict[str, Sequence[str]] | None = None,
 ) -> "Figure":
-    """One line of len(x) values per name, with points; `spread` gives half-widths of error bars,
-    and `notes` words beside the points.
+    """One line of len(x) values per name, with points; `bars` gives the ends of error bars, low and
+    high, and `notes` words beside the points.
 
     None among the values: no point there. Raises UserError if `path` cannot be written.
     """
     figure = _new_figure(8.0, 5.0)
     ax = figure.subplots()
-    _draw_lines(ax, x, lines, x_label, y_label, spread, log_x, log_y)
+    _draw_lines(ax, x, lines, x_label, y_label, bars, log_x, log_y)
     if notes:
         _write_notes(ax, x, lines, notes)
     ax.set_title(title, fontsize=11)
@@ -154,7 +154,7 @@ def _draw_lines(
     lines: dict[str, Sequence[float | None]],
     x_label: str,
     y_label: str,
-    spread: dict[str, Sequence[float]] | None = None,
+    bars: dict[str, Sequence[tuple[float, float]]] | None = None,
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
@@ -163,9 +163,11 @@ def _draw_lines(
     colours = _colours(len(lines))
     for colour, (name, y) in zip(colours, lines.items(), strict=True):
         there = [j for j, value in enumerate(y) if value is not None]
-        half = (spread or {}).get(name)
-        at, y, half = ([v[j] for j in there] if v is not None else None for v in (x, y, half))
-        ax.errorbar(at, y, yerr=half, color=colour, label=name, marker="o", ms=4, capsize=3)
+        at, y, lengths = [x[j] for j in there], [y[j] for j in there], None
+        if name in (bars or {}):
+            ends = np.reshape([bars[name][j] for j in there], (-1, 2)).T  # low, high
+            lengths = np.abs(ends - y)
+        ax.errorbar(at, y, yerr=lengths, color=colour, label=name, marker="o", ms=4, capsize=3)
     if log_y:
         ax.set_yscale("log")
     whole = all(isinstance(value, int) for value in x)

@@ -20,10 +20,10 @@ def with_interval(part: float, interval: tuple[float, float], unit: str = "") ->
     return f"{percent(part)}{unit} ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def half_width(interval: tuple[float, float]) -> float:
-    """Of an interval in 0..1, in %: the length of an error bar."""
+def ends(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval in 0..1, in %: the ends of an error bar."""
     low, high = interval
-    return 50 * (high - low)
+    return 100 * low, 100 * high
 
 
 def aligned(rows: list[list[str]]) -> str:

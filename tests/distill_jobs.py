@@ -48,7 +48,7 @@ def config(loss: str, **changes):
 
 
 def trainer(loss: str, **changes) -> Trainer:
-    return Trainer(config(loss, **changes), dataset(40), CPU, use_amp=False)
+    return Trainer(config(loss, **changes), dataset(80), CPU, use_amp=False)
 
 
 def trained(loss: str, **changes) -> dict:

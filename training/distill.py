@@ -21,7 +21,7 @@ from model.denoiser import Denoiser
 from support import distributed
 from support.errors import UserError
 from training.augmentation import augment
-from utils import autocast, compiled, generator
+from utils import autocast, compiled, generator, log
 
 SMOOTH = 0.05  # where the regression's loss goes over from quadratic to linear
 VIEW = 1  # of the batches: the student has view 0
@@ -188,6 +188,11 @@ class Distillation:
             config.seed, shuffle=True, flip=config.flip, crop=True, drop_last=True, view=VIEW
         )
         self.views = Batches(train.images, train.labels, self.images_per_step, device, how, part)
+        # shorter than an epoch: earlier keys are negatives, and an image is not one of its own
+        most = max(self.views.steps_per_epoch - 1, 0) * self.images_per_step
+        self.queue_length = min(self.settings.queue, most)
+        if self.row.projects_keys and most < self.settings.queue:
+            log.info("note: distill.queue is %d, that of an epoch without a step", most)
         self._keys: Tensor | None = None  # (images_per_step, C), of all ranks
         self._loss = torch.zeros((), device=device)  # of the step that is under way
 
@@ -256,7 +261,7 @@ class Distillation:
         self.sums += torch.stack([torch.where(skipped, 0, loss), (~skipped).float()])
         if not self.row.projects_keys:
             return
-        self.queue = torch.cat([self._keys, self.queue])[: self.settings.queue]
+        self.queue = torch.cat([self._keys, self.queue])[: self.queue_length]
         pairs = zip(self.key_projector.parameters(), self.projector.parameters(), strict=True)
         for average, newest in pairs:
             average.lerp_(newest, 1 - decay)

@@ -148,7 +148,7 @@ def mlp_on_features(
 ) -> Backbone:
     """The MLP on the CPU, on features that are computed where the model is.
 
-    They are standardised by those of some training images at the noise levels of `process`.
+    They are standardised by those of some training images at all noise levels of `process`.
     Raises UserError for a block that the model does not have.
     """
     seed, device = model.config.seed, model.denoiser.device
@@ -157,21 +157,27 @@ def mlp_on_features(
     features = frozen_features(model.denoiser, source, block)
     chosen = train.images[permutation(len(train), seed, "standardised")[:STANDARDISED]]
     x0 = to_model_range(torch.from_numpy(chosen).to(device))
-    sample, _ = features(x0, *noise_drawer(process, seed, device)(x0.shape, -1))
+    sample, _ = features(x0, *noise_drawer(process, seed, device, as_trained=False)(x0.shape, -1))
     seed_everything(seed, "ddae")
     classifier = FeatureClassifier(features, sample.cpu(), len(train.class_names))
     settings = {"fingerprint": source.fingerprint, "blockname": block}
     return Backbone(classifier, f"DDAE {block}, {model.stage}", settings)
 
 
-def noise_drawer(process: Denoiser, seed: int, device: torch.device) -> Draw:
-    """(shape, step) -> sigma, noise: for every image a noise level of those that `process` trains
-    on, and noise, all of them new at every step."""
+def noise_drawer(process: Denoiser, seed: int, device: torch.device, as_trained: bool) -> Draw:
+    """(shape, step) -> sigma, noise: for every image a noise level and noise, new at every step.
+
+    The level is that of a t uniform in 1..n_T, so that all that are scored are trained on; with
+    `as_trained` one of those that `process` trains on, as the paper's code draws them for a
+    WideResNet. For DDPM these are the same.
+    """
 
     def draw(shape: torch.Size, step: int) -> tuple[Tensor, Tensor]:
         source = generator(device, seed, "noisy classifier", step)
         u = torch.rand(shape[0], generator=source, device=device)
-        return process.training_sigma(u), torch.randn(shape, generator=source, device=device)
+        t = (u * process.n_T).long().clamp(max=process.n_T - 1) + 1
+        sigma = process.training_sigma(u) if as_trained else process.sigma(t)
+        return sigma, torch.randn(shape, generator=source, device=device)
 
     return draw
 

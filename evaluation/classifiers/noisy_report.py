@@ -5,7 +5,7 @@ from pathlib import Path
 from evaluation.classifiers.noisy import RECIPES
 from evaluation.classifiers.supervised import comparable
 from evaluation.plots import curves, subject
-from evaluation.tables import aligned, half_width, with_interval
+from evaluation.tables import aligned, ends, with_interval
 from support import distributed
 from support.files import write_json
 
@@ -55,9 +55,9 @@ def _table(records: list[dict]) -> str:
 
 def _plot(path: Path, records: list[dict], title: str) -> None:
     sigmas = [level["sigma"] for level in records[0]["levels"]]
-    lines, spread = {}, {}
+    lines, bars = {}, {}
     for record in records:
         name = record["name"]
         lines[name] = [100 * level["accuracy"] for level in record["levels"]]
-        spread[name] = [half_width(level["interval"]) for level in record["levels"]]
-    curves(path, sigmas, lines, title, "sigma", "accuracy in % (bars: 95 %)", spread, log_x=True)
+        bars[name] = [ends(level["interval"]) for level in record["levels"]]
+    curves(path, sigmas, lines, title, "sigma", "accuracy in % (bars: 95 %)", bars, log_x=True)

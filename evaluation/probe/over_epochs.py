@@ -19,7 +19,7 @@ from evaluation.probe.grid import (
     on_test,
 )
 from evaluation.probe.probe import Probe
-from evaluation.tables import as_markdown, as_text, half_width, percent
+from evaluation.tables import as_markdown, as_text, ends, percent
 from support.files import write_json, write_text
 from utils import compile_network, log
 
@@ -116,15 +116,15 @@ class EpochCurve:
         }
         write_json(paths[0], {**self.about, **record})
         write_text(paths[1], as_markdown(self.title, self._tables(), self._closing()))
-        lines, spread = {}, {}
+        lines, bars = {}, {}
         for name, cells in self._curves().items():
             test = f"{name}test (95 % interval)"
             lines[test] = [100 * cell.test_accuracy for cell in cells]
             lines[f"{name}held-out images of train"] = [100 * c.validation_accuracy for c in cells]
-            spread[test] = [half_width(cell.test_interval) for cell in cells]
+            bars[test] = [ends(cell.test_interval) for cell in cells]
         x_label = f"epoch ({UNTRAINED}: untrained)" if self.untrained else "epoch"
         epochs = list(self._outcomes())
-        curves(paths[2], epochs, lines, self.title, x_label, "accuracy in %", spread=spread)
+        curves(paths[2], epochs, lines, self.title, x_label, "accuracy in %", bars=bars)
         return paths
 
     def _outcomes(self) -> dict[int, Outcome]:

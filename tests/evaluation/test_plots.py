@@ -9,6 +9,7 @@ from PIL import Image
 
 from evaluation.fonts import fonts_with
 from evaluation.plots import curves, heat_map, image_grids, scatter
+from evaluation.tables import ends, wilson_interval
 from support.errors import UserError
 
 
@@ -80,6 +81,17 @@ def test_curves_leave_out_what_is_not_there(tmp_path):
     assert {"title", "x", "y"} <= set(words(figure))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a"]
+
+
+def test_error_bars_end_where_the_interval_does(tmp_path):
+    found = {n: wilson_interval(part, n) for n, part in ((360, 1.0), (361, 350 / 361))}
+    bars = {"a": [ends(interval) for interval in found.values()]}
+    lines = {"a": [100.0, 100 * 350 / 361]}
+    figure = curves(tmp_path / "a.png", [0, 1], lines, "title", "x", "y", bars=bars)
+    (drawn,) = figure.axes[0].collections
+    for segment, (low, high) in zip(drawn.get_segments(), found.values(), strict=True):
+        assert segment[:, 1] == pytest.approx([100 * low, 100 * high])
+        assert high <= 1
 
 
 @pytest.mark.parametrize("n", [2, 20, 28])

@@ -155,7 +155,7 @@ def test_the_mlp_sees_standardised_features(tiny_config):
     seen = []
     mlp.lin1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x0 = to_model_range(torch.from_numpy(train.images))
-    mlp(x0, *noise_drawer(process, 5, CPU)(x0.shape, 0))
+    mlp(x0, *noise_drawer(process, 5, CPU, as_trained=False)(x0.shape, 0))
     assert seen[0].mean(0).abs().max() < 0.25  # statistics of 512 of 1,437 images, other noise
     assert (seen[0].std(0) - 1).abs().max() < 0.25
 
@@ -170,7 +170,7 @@ def training(path, seed: int = 0, **recipe) -> SupervisedTraining:
     values = {"epochs": 2, "batch_size": 32, "lr": 0.1, "warm_epochs": 1, "weight_decay": 5e-4}
     recipe = Recipe(**values | recipe)
     return SupervisedTraining(
-        classifier, classifier.optimizer(recipe), noise_drawer(process, 0, CPU),
+        classifier, classifier.optimizer(recipe), noise_drawer(process, 0, CPU, True),
         training_batches(train, recipe, CPU, 0, True), recipe, path, use_amp=False,
     )  # fmt: skip
 
@@ -297,6 +297,17 @@ def test_mistakes_are_answered_in_a_line(tiny_yaml, tiny_checkpoint, capsys, arg
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_features_are_read_at_every_level_that_is_scored(process):
+    draw = noise_drawer(process, 0, CPU, as_trained=False)
+    sigma, _ = draw(torch.Size((20_000, 1, 1, 1)), 0)
+    t = process.t(sigma).round().long()
+    counts = torch.bincount((18 * (t - 1)) // process.n_T, minlength=18)
+    assert counts.min() > 0.8 * 20_000 / 18
+    if process.n_T == 1000:
+        other = noise_drawer(process, 0, CPU, as_trained=True)
+        assert torch.equal(other(torch.Size((20_000, 1, 1, 1)), 0)[0], sigma)
 
 
 def test_the_classifier_is_trained_where_it_is_scored_whatever_the_denoiser_was_trained_on():

@@ -116,6 +116,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(loss):
         assert torch.equal(ours[name], value), name
 
 
+def test_the_queue_is_shorter_than_an_epoch():
+    t = trainer("infonce", accumulate=1, distill={"queue": 4096})
+    for _ in range(2 * t.batches.steps_per_epoch):
+        t.train_step()
+    assert len(t.distill.queue) == 9 * 8
+
+
 def test_the_queue_holds_the_newest_keys_and_the_projector_of_keys_is_an_average():
     t = trainer("infonce", distill={"queue": 24})
     keys, average = [], None
