@@ -96,19 +96,21 @@ def measured(
     t, _ = one_cell(args, config)
     blocks = list(dict.fromkeys(args.blocks.split(","))) if args.blocks else source.block_names
     source.check([t], blocks)
-    rows = kept_rows(path)
     settings = {
         "epoch": model.epoch, "fingerprint": source.fingerprint, "t": t, "seed": config.seed,
         "dataset": images.name, "split": images.split, "n_images": len(images),
         "images_fingerprint": images.fingerprint(),
     }  # fmt: skip
-    row = find_or_add_row(rows, settings, {metric: {} for metric in METRICS})
+    blank = {metric: {} for metric in METRICS}
+    row = find_or_add_row(kept_rows(path), settings, blank)
     missing = [block for block in blocks if block not in row["alignment"]]
     if not missing:
         log.info(f"{model.stage}: kept in {path}")
         return row, blocks
     start = time.perf_counter()
     values = measure(source, images, t, missing, device, config.seed, args.batch_size)
+    rows = kept_rows(path)  # again: another process may have added to them
+    row = find_or_add_row(rows, settings, blank)
     for metric in METRICS:
         row[metric] |= values[metric]
     seconds = time.perf_counter() - start

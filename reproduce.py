@@ -48,6 +48,7 @@ RESTS_ON = {"fid": "samples"}  # drawn again, or more of them, they are scored a
 STEP = {"command": list, "seconds": int | float, "left_out": str | None}  # why it has no result
 RECORD = {"weights": str | None, "steps": {str: STEP}}  # of reproduce.json
 PROBED = ("grid of an untrained network", "grid", "probe of raw pixels", "t-SNE")
+DECIDES = {"linear": PROBED, "data": (*PROBED, "fid")}  # steps, by what they depend on
 SHORTENED_BY = {
     "train": "--set n_epoch=...",
     "grid": "--protocol cached",
@@ -100,10 +101,11 @@ def main(argv: list[str] | None = None) -> int:
     if record["weights"] != model.fingerprint():  # later steps of another training do not count
         record = {"weights": model.fingerprint(), "steps": {"train": steps["train"]}}
         steps = record["steps"]
-    heads = config.linear.model_dump()
-    for name in PROBED if record.get("linear", heads) != heads else ():
-        steps.pop(name, None)
-    record["linear"] = heads
+    data = [dataset.fingerprint() for dataset in load_datasets(args, config)]
+    for what, now in (("linear", config.linear.model_dump()), ("data", data)):
+        for name in DECIDES[what] if record.get(what, now) != now else ():
+            steps.pop(name, None)
+        record[what] = now
     samples = default_samples_folder(config.save_dir, model.epoch, sampler_settings(model.denoiser))
     for name, command in later_steps(args, model, samples):
         if steps.get(name, {}).get("command") == command and not steps[name]["left_out"]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from support.errors import UserError, reason_of
 from support.files import remove_leftovers
+from support.lock import held
 from utils import log, progress
 
 TIMEOUT_S = 30  # without a single byte
@@ -41,7 +42,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
 
     What has been received stays in `<name>.part` and is continued, by the next address and by
     the next run. Raises UserError if no address gives the file, saying where to get it and
-    where to put it, and if a file of that name is not the original one.
+    where to put it, if a file of that name is not the original one, and while another process
+    downloads it.
     """
     path = folder / archive.name
     if path.exists():
@@ -53,10 +55,17 @@ def fetch(archive: Archive, folder: Path) -> Path:
                 "put the file there"
             ) from None
         return path
+    with held(path.with_name(f".{path.name}.lock"), str(path)):
+        return _fetched(archive, path)
+
+
+def _fetched(archive: Archive, path: Path) -> Path:
+    """Downloads it to `path`, unless another process has done so meanwhile."""
+    if path.exists():
+        return path
     part = path.with_name(f"{path.name}.part")
     failures = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for url in archive.urls:
             try:
                 _download(url, part, archive)
@@ -69,7 +78,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
                 log.info("downloaded %s", path)
                 return path
     except OSError as error:
-        raise UserError(f"{folder}: cannot save {archive.name}: {reason_of(error)}") from None
+        raise UserError(f"{path.parent}: cannot save {archive.name}: {reason_of(error)}") from None
     raise UserError(
         f"{archive.name} could not be downloaded ({'; '.join(failures)}).\n"
         f"Get it from {archive.urls[0]} by other means and put it at {path}"
@@ -94,7 +103,11 @@ def unpack(archive: Path, folder: Path) -> None:
                 file.extraction_filter = getattr(tarfile, "data_filter", None)
                 for member in progress(file, f"unpacking {archive.name}", unit="file"):
                     file.extract(member, temporary)
-        os.replace(temporary / folder.name, folder)
+        try:
+            os.replace(temporary / folder.name, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process has been faster
+                raise
     except OSError as error:
         raise UserError(f"{archive}: cannot be unpacked to {folder}: {reason_of(error)}") from None
     finally:

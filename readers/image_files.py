@@ -94,7 +94,7 @@ def read_images(
         )
     key = f"{name}-{'x'.join(map(str, shape))}-{_fingerprint(root, files)}"
     cache = root / CACHE_DIR
-    images, bad = _load(cache, key, len(files), shape) or (None, None)
+    images, bad = _load(cache, key, files, shape) or (None, None)
     stored = images is not None
     if not stored:
         images, bad = _decode_all(files, shape, f"decoding {root.name}/{name}")
@@ -220,15 +220,26 @@ def first_of(names: list[str]) -> str:
     return ", ".join(names[:3] + more)
 
 
+def _can_be_read(path: str, shape: Shape) -> bool:
+    try:
+        decode(path, shape)
+    except UnreadableImage:
+        return False
+    return True
+
+
 def _load(
-    cache: Path, key: str, n_files: int, shape: Shape
+    cache: Path, key: str, files: list[ImageFile], shape: Shape
 ) -> tuple[np.ndarray, dict[int, str]] | None:
-    """The stored array and {index: reason} of what was left out of it, or None."""
+    """The stored array and {index: reason} of what was left out of it, or None; None also if one
+    of those can be read now, as when a drive that had failed is back."""
     record = load_json(cache / f"{key}.json", {"bad": {str: str}})
     if record is None:
         return None
     bad = {int(i): reason for i, reason in record["bad"].items() if i.isdecimal()}
-    stored_shape = (n_files - len(bad), *shape)
+    if any(_can_be_read(files[i].path, shape) for i in bad if i < len(files)):
+        return None
+    stored_shape = (len(files) - len(bad), *shape)
     images = load_array(
         cache / f"{key}.npy", lambda a: a.shape == stored_shape and a.dtype == np.uint8
     )

@@ -76,19 +76,21 @@ def untrained_results(
         if record is None:
             continue
         untrained = [CellResult.from_record(cell) for cell in record["cells"]]
-        if _probed_alike(record, about) and _covers(untrained, results):
+        alike = probed_alike(record, about) and record["use_amp"] == about["use_amp"]
+        alike = alike and same_untrained(record["config"], about["config"])
+        if alike and _covers(untrained, results):
             at = {_same(result): result for result in untrained}
             return [at[_same(result)] for result in results]
     return []
 
 
-def _probed_alike(one: Mapping, other: Mapping) -> bool:
-    """Whether the facts of two grids are of the same network, images, protocol and fit."""
-    keys = ("protocol", "dataset", "n_train", "n_test", "seed", "use_amp")
+def probed_alike(one: Mapping, other: Mapping) -> bool:
+    """Whether the facts of two grids are of the same images, protocol and fit."""
+    keys = ("protocol", "dataset", "n_train", "n_test", "seed")
     same = all(one[key] == other[key] for key in keys) and _fit(one) == _fit(other)
     if "data" in one and "data" in other:  # older records have no fingerprints
         same = same and one["data"] == other["data"]
-    return same and same_untrained(one["config"], other["config"])
+    return same
 
 
 def _fit(about: Mapping) -> list:

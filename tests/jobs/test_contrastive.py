@@ -179,6 +179,25 @@ def test_only_what_is_new_is_computed(run, save_epoch):
     assert len(record["measurements"]) == 5
 
 
+def test_what_another_process_measured_meanwhile_stays(run, save_epoch, monkeypatch, tmp_path):
+    save_epoch(0)
+    run("--blocks", "out_2")
+    path = tmp_path / "run" / "contrastive.json"
+    other = json.loads(path.read_text())["measurements"][0] | {"seed": 99}
+
+    def meanwhile(*args):
+        rows = json.loads(path.read_text())["measurements"]
+        path.write_text(json.dumps({"measurements": [*rows, other]}))
+        return compute(*args)
+
+    compute = Extractor._compute
+    monkeypatch.setattr(Extractor, "_compute", meanwhile)
+    record, _ = run("--blocks", "out_4")
+    seeds = [row["seed"] for row in record["measurements"]]
+    assert sorted(seeds) == [0, 99]
+    assert {*record["measurements"][seeds.index(0)]["alignment"]} == {"out_2", "out_4"}
+
+
 def test_an_interrupted_run_goes_on(run, save_epoch, monkeypatch):
     for epoch in (0, 1):
         save_epoch(epoch)

@@ -98,6 +98,23 @@ def test_the_card_and_what_is_printed(exported, tiny_checkpoint):
     assert not (folder / "samples.png").exists()
 
 
+@pytest.mark.parametrize(("changes", "shown"), [
+    ({}, True), ({"dataset": "mnist"}, False), ({"data": ["other", "images"]}, False),
+])  # fmt: skip
+def test_the_pixels_on_the_card_are_those_of_the_same_images(
+    exported, tiny_checkpoint, changes, shown
+):
+    run = tiny_checkpoint.parent.parent
+    grid = ["--grid", "--protocol", "cached", "--output_dir", str(run)]
+    linear.main(["--ckpt", str(tiny_checkpoint), *grid, "--timesteps", "21"])
+    linear.main(["--dataset", "digits", *grid, "--baseline", "pixels"])
+    path = run / "linear_grid_cached_pixels.json"
+    pixels = json.loads(path.read_text())
+    path.write_text(json.dumps(pixels | changes))
+    card = (exported()[0] / "README.md").read_text()
+    assert (f"| {100 * pixels['headline']['test_accuracy']:.2f} |" in card) == shown
+
+
 def test_a_killed_export_is_done_again_by_the_same_command(exported, tmp_path):
     folder, _ = exported()
     for left in ("README.md", "model.safetensors"):

@@ -125,6 +125,19 @@ def test_heads_of_other_settings_are_fitted_again(tiny_yaml, tiny_checkpoint, st
     assert ran == ["train", *reproduce.PROBED]
 
 
+def test_other_images_are_probed_and_scored_again(tiny_yaml, tiny_checkpoint, stubbed, monkeypatch):
+    ran, _ = stubbed
+    argv = ["--config", str(tiny_yaml), "--device", "cpu"]
+    assert reproduce.main(argv) == 0
+    ran.clear()
+    loaded = reproduce.load_datasets
+    monkeypatch.setattr(  # one test image is gone
+        reproduce, "load_datasets", lambda *given: (loaded(*given)[0], loaded(*given)[1].take([0]))
+    )
+    assert reproduce.main(argv) == 0
+    assert ran == ["train", *reproduce.PROBED, "fid"]
+
+
 def test_seconds_of_interrupted_calls_count_and_only_a_mistake_is_left_out():
     steps, kept = {}, []
 

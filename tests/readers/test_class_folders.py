@@ -1,5 +1,6 @@
 """What lies in class folders beside images, and folders that are nearly right."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -100,6 +101,21 @@ def test_whatever_a_decoder_raises_is_that_files_fault(tree, error, monkeypatch)
     with pytest.raises(UserError, match=r"1 of 7 .*cat/a\.broken \(out of the decoder\)"):
         read_dataset(FOLDER, tree, "train")
     assert len(read_dataset(FOLDER, tree, "train", skip_bad_images=True)) == 6
+
+
+def test_a_file_that_can_be_read_again_is_no_longer_left_out(tree, monkeypatch):
+    opened = Image.open
+
+    def fails(path):
+        if str(path).endswith("cat/1.png"):
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path)
+
+    monkeypatch.setattr(Image, "open", fails)
+    for _ in range(2):
+        assert len(read_dataset(FOLDER, tree, "train", skip_bad_images=True)) == 5
+    monkeypatch.undo()
+    assert len(read_dataset(FOLDER, tree, "train")) == 6
 
 
 @pytest.mark.parametrize(("split", "called"), [

@@ -4,12 +4,15 @@ import hashlib
 import http.server
 import os
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from readers import download
 from readers.download import Archive, fetch, unpack
@@ -91,6 +94,22 @@ def test_a_good_download(server, tmp_path):
     assert names(path.parent) == ["file.bin"]
     fetch(archive(server.url()), path.parent)
     assert len(server.requests) == 1, "asked again for what was there"
+
+
+def test_two_jobs_do_not_download_the_same_file_at_once(server, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from support.lock import held\n"
+        "with held(Path(sys.argv[1]), 'it'): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / ".file.bin.lock"], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"file.bin: another process .{other.pid} on"):
+        fetch(archive(server.url()), tmp_path)
+    other.communicate("")
+    assert fetch(archive(server.url()), tmp_path).read_bytes() == CONTENT
 
 
 def test_cut_off_half_way_and_resumed_at_once(server, tmp_path):
