@@ -19,7 +19,7 @@ TRAINING_ONLY = {  # of these, what changes no output of given weights
 
 AFTER_THE_START = {  # what changes neither the weights that training begins with nor their outputs
     "diffusion": TRAINING_ONLY["diffusion"],
-    "network": ("dropout",),
+    "network": ("dropout", "self_condition", "self_condition_gate"),  # which begins at 0
 }
 
 

@@ -40,8 +40,10 @@ def write_card(
     released: what config.json holds. Returns the paths and the probes that were found.
     """
     known = {released["fingerprint"], released["rounded_fingerprint"]}
-    rows, protocols = probe_rows(results, known)
+    rows, best = probe_rows(results, known)
     paths = [folder / "README.md"]
+    asked = model.config.linear
+    cell = best.cell.parts[0] if best else (asked.timestep, asked.blockname)
     picture, sampling = samples_of(results, known)
     if picture is None:
         (folder / "samples.png").unlink(missing_ok=True)  # an earlier export's, of other weights
@@ -50,21 +52,21 @@ def write_card(
         with replacing(paths[1]) as temporary:
             shutil.copyfile(picture, temporary)
     parts = [
-        _front_matter(released), _what(model, released), _use(folder, released, sampling),
+        _front_matter(released), _what(model, released), _use(folder, sampling, *cell),
         _recipe(released), _probes(rows), _limits(released),
         _licence(released["config"]["dataset"]), _files(released),
     ]  # fmt: skip
     if picture is not None:
         parts.insert(5, "## Samples\n\n![samples of the EMA weights](samples.png)")
     write_text(paths[0], "\n\n".join(parts) + "\n")
-    return paths, protocols
+    return paths, [row[0] for row in rows]
 
 
-def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], list[str]]:
+def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], CellResult | None]:
     """A row for each grid in `results` of a model with one of these fingerprints, of the most
-    training images that there are; beside it the same cell of an untrained network and the pixels;
-    and the protocols of the grids."""
-    rows, protocols = [], []
+    training images that there are: protocol, cell, accuracy, and beside it the same cell of an
+    untrained network and the pixels. And the best cell of the first."""
+    rows, first = [], None
     records = grids_in(results, COMPARABLE).values()
     grids = [record for record in records if weights_of(record) in fingerprints]
     most = max((record["n_train"] for record in grids), default=0)
@@ -77,8 +79,8 @@ def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], 
         alike = pixels and probed_alike(pixels, record)
         of_pixels = percent(pixels["headline"]["test_accuracy"]) if alike else NOT_MEASURED
         rows.append([protocol, best.name, best.on_test, *of_untrained, of_pixels])
-        protocols.append(protocol)
-    return rows, protocols
+        first = first or best
+    return rows, first
 
 
 def samples_of(results: Path, fingerprints: set[str]) -> tuple[Path | None, dict]:
@@ -118,8 +120,7 @@ def _what(model: TrainedModel, released: dict) -> str:
     )
 
 
-def _use(folder: Path, released: dict, sampling: dict) -> str:
-    cell = released["config"]["linear"]
+def _use(folder: Path, sampling: dict, t: float, block: str) -> str:
     name = folder.name if folder.is_absolute() else folder.as_posix()
     given = {key: sampling[key] for key in SAMPLING if sampling.get(key) is not None}
     if sampling.get("classes"):
@@ -139,23 +140,23 @@ python linear.py --ckpt {name} --grid --protocol cached
 from checkpoint import load_denoiser
 
 D = load_denoiser("{name}").denoiser
-x0 = D(x, sigma)  # x: (N, C, H, W) = clean images in [-1, 1] + sigma * noise
-features = D.features(x0, {cell["timestep"]}, noise, ["{cell["blockname"]}"])
+features = D.features(x0, {t}, noise, ["{block}"])  # x0: (N, C, H, W), clean images in [-1, 1]
+denoised = D(x0 + sigma * noise, sigma)  # sigma: (N,); in the sum as (N, 1, 1, 1)
 ```"""
 
 
 def _recipe(released: dict) -> str:
     config = released["config"]
     trained, made = released.get("versions", {}), versions()
-    of_all = "" if config.get("n_step") else f" of {config['n_epoch']}"  # which n_step overrules
+    of_all = "" if config["n_step"] else f" of {config['n_epoch']}"  # which n_step overrules
     rows = [["setting", "value"], ["epochs", f"{released['epoch'] + 1}{of_all}"]]
     if "step" in released:
-        images = released["step"] * config["batch_size"] * config.get("accumulate", 1)
+        images = released["step"] * config["batch_size"] * config["accumulate"]
         rows += [["optimizer steps", f"{released['step']:,}"], ["images seen", f"{images:,}"]]
-    if start := config.get("start_from"):
+    if start := config["start_from"]:
         rows += [["began with the weights of", f"{start}, whose images come on top"]]
-    rows += [[key, str(config[key])] for key in RECIPE if key in config]
-    if (distill := config.get("distill", {})).get("loss"):
+    rows += [[key, str(config[key])] for key in RECIPE]
+    if (distill := config["distill"])["loss"]:
         rows += [[f"distill.{key}", str(value)] for key, value in distill.items()]
     rows += [["commit of the training", trained.get("tiny-ddae", "not recorded")]]
     rows += [["commit of this export", made.get("tiny-ddae", "not known")]]
@@ -184,7 +185,7 @@ def _limits(released: dict) -> str:
         "It is an object of study, not for decisions about people.",
     ]
     config = released["config"]
-    if n_step := config.get("n_step"):  # which overrules n_epoch
+    if n_step := config["n_step"]:  # which overrules n_epoch
         missing, unit = n_step - released.get("step", n_step), "optimizer steps"
     else:
         missing, unit = config["n_epoch"] - released["epoch"] - 1, "epochs"

@@ -231,6 +231,18 @@ def test_configs_that_begin_with_the_same_weights_are_told_from_others(tiny_conf
     assert same_untrained(values, other.model_dump()) == same
 
 
+def test_self_conditioning_begins_as_its_plain_twin(tiny_config):
+    values = tiny_config.model_dump()
+    other = parse_config(values | {"network": values["network"] | {"self_condition": "out_2"}})
+    assert same_untrained(values, other.model_dump())
+    x, noise = torch.rand(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+    first, second = (
+        checkpoint.untrained(c, CPU).denoiser.features(x, 21, noise, ["out_4"])["out_4"]
+        for c in (tiny_config, other)
+    )
+    assert torch.equal(first, second)
+
+
 # --- damage that a reader of the file alone would not notice
 
 
