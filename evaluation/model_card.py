@@ -7,6 +7,7 @@ from checkpoint import TrainedModel, versions
 from evaluation.probe.cells import CellResult
 from evaluation.probe.grid_files import (
     COMPARABLE,
+    FACTS,
     file_stem,
     gain_rows,
     grids_in,
@@ -26,6 +27,7 @@ HUB_DATASETS = {  # their names on the Hub, and where their own terms stand
     ),
     "tiny_imagenet": ("zh-plus/tiny-imagenet", "https://www.image-net.org/download.php"),
 }  # fmt: skip
+PIXELS = FACTS | {"headline": {"test_accuracy": int | float}}  # read of their grid
 NOT_MEASURED = "not measured"
 SAMPLING = ("sampler", "steps", "eta", "spacing", "sigma_max", "guidance")  # options of sample.py
 RECIPE = ("batch_size", "accumulate", "optim", "lrate", "warm_epoch", "warm_step", "lr_decay",
@@ -75,7 +77,7 @@ def probe_rows(results: Path, fingerprints: set[str]) -> tuple[list[list[str]], 
         best = CellResult.from_record(record["headline"])
         untrained = untrained_results(results, record, [best])
         of_untrained = gain_rows([best], untrained)[1][2:] if untrained else [NOT_MEASURED] * 2
-        pixels = load_json(results / f"{file_stem(None, protocol, 'pixels')}.json", COMPARABLE)
+        pixels = load_json(results / f"{file_stem(None, protocol, 'pixels')}.json", PIXELS)
         alike = pixels and probed_alike(pixels, record)
         of_pixels = percent(pixels["headline"]["test_accuracy"]) if alike else NOT_MEASURED
         rows.append([protocol, best.name, best.on_test, *of_untrained, of_pixels])

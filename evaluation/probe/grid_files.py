@@ -15,10 +15,11 @@ GRID = {  # the form of a grid's .json, as far as it is read
     "baseline": str | None, "protocol": str, "epoch": int | None, "fingerprint": str,
     "n_train": int, "headline": (RESULT, type(None)), "cells": [RESULT],
 }  # fmt: skip
-COMPARABLE = GRID | {
-    "dataset": str, "n_test": int, "seed": int | None, "use_amp": bool,
+FACTS = {  # of the images, the protocol and the fit: see `probed_alike`
+    "protocol": str, "dataset": str, "n_train": int, "n_test": int, "seed": int | None,
     "config": {"network": dict, "linear": dict, "flip": bool},
 }  # fmt: skip
+COMPARABLE = GRID | FACTS | {"use_amp": bool}
 
 
 def file_stem(
