@@ -39,9 +39,15 @@ def test_parameters_and_recipe(name):
     assert config.n_epoch == epochs
     assert (config.linear.timestep, config.linear.blockname) == cell
     assert cell[1] in denoiser.block_names
+    assert (config.linear.batch_size, config.linear.lrate) == (4 * 128, 4e-3)  # on 4 GPUs
     assert (config.warm_epoch, config.ema, config.network.dropout) == (
         (13, 0.9999, 0.1) if name.startswith("DDPM") else (200, 0.9993, 0.13)
     )
+
+
+def test_the_dit_is_probed_in_the_cell_of_the_papers_code():
+    linear = load_config(ROOT / "config" / "DiT_XL_2_256.yaml").linear
+    assert (linear.timestep, linear.blockname, linear.n_epoch) == (121 + 1, "block_14", 30)
 
 
 def test_the_example_for_ones_own_images_shows_every_setting_and_explains_every_line():
