@@ -76,7 +76,8 @@ def scatter(
 
     Raises UserError if `path` cannot be written.
     """
-    figure = _new_figure(8.5, 7.0)
+    wide, high = np.ptp(points, axis=0) + 1e-9  # all may be in one place
+    figure = _new_figure(8.5, 0.5 + 6.5 * np.clip(high / wide, 0.5, 1.2))  # that of the points
     ax = figure.subplots()
     n = len(class_names)
     name = "tab10" if n <= 10 else "tab20" if n <= 20 else "gist_rainbow"
