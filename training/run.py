@@ -26,6 +26,7 @@ LOG_EVERY = 50  # steps between reads of the device's counters
 SAVE_SECONDS = 600  # at most so long between two latest.pth
 EPOCH_SECONDS = 30  # and so long at least, where an epoch ends that leaves nothing else behind
 TRAJECTORIES = 4  # of the samples drawn while training, whose way out of the noise is shown
+DIVERGED = 3  # times the lowest loss so far: one that rises so far seldom comes back
 MAX_BAD_IN_A_ROW = 10  # losses that are not finite, before the run ends
 CHECKED = 64  # test images that the network has to denoise before its weights are saved
 
@@ -53,6 +54,7 @@ class Run:
         self.ckpts = self.save_dir / "ckpts"
         self.kept = kept_in(self.save_dir)
         self.goes_on_from = (-1, 0)  # epoch and step of a checkpoint
+        self.lowest_loss: float | None = math.inf  # since this process began; None: it was said
 
     def resume(self, state: dict) -> None:
         """Goes on from what latest.pth holds, bit for bit."""
@@ -91,6 +93,7 @@ class Run:
                     images = (trainer.step - since) * trainer.images_per_step
                     values["images_per_s"] = images / max(time.monotonic() - start, 1e-9)
                     run_log.write("train", trainer.step, values)
+                    self._warn_of_divergence(values["loss"])
                     loss = values["loss_average"] or 0
                     bar.set_description(f"epoch {trainer.epoch} loss {loss:.4f}")
                     start, since = time.monotonic(), trainer.step
@@ -132,6 +135,21 @@ class Run:
             "skipped": metrics["skipped"],
             "peak_memory_mb": peak_memory_bytes(trainer.device) / 1e6,
         }
+
+    def _warn_of_divergence(self, loss: float | None) -> None:
+        """Says so, once, where the loss has risen far, and is finite all the same."""
+        if loss is None or self.lowest_loss is None:
+            return
+        if loss <= DIVERGED * self.lowest_loss:
+            self.lowest_loss = min(loss, self.lowest_loss)
+        else:
+            advice = "lrate or distill.weight" if self.trainer.distill else "lrate"
+            log.warning(
+                "step %d: the loss is %.3g and has been %.3g: it may have diverged; if it stays "
+                "so, stop, lower %s, and start anew with --restart",
+                self.trainer.step, loss, self.lowest_loss, advice,
+            )  # fmt: skip
+            self.lowest_loss = None
 
     def _refuse_ruined_weights(self) -> None:
         """Raises UserError where the weights would replace better ones on the disk.

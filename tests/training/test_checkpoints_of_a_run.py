@@ -50,6 +50,18 @@ def one_saved_step(config, test: Dataset) -> Run:
     return run
 
 
+def test_a_loss_that_rises_far_is_said_once(config, messages, monkeypatch):
+    monkeypatch.setattr(DDPM, "default_steps", 1)
+    monkeypatch.setattr("training.run.LOG_EVERY", 1)
+    run = new_run(config)
+    real = run.trainer.loss
+    run.trainer.loss = lambda *args: real(*args) * (1 if run.trainer.step < 7 else 100)
+    run.run()
+    (said,) = [message for message in messages if "diverged" in message]
+    assert said.startswith("step 8: the loss is ")
+    assert "lower lrate, and start anew with --restart" in said
+
+
 def test_ten_losses_in_a_row_that_are_not_finite_end_the_run(config):
     """Here those of the training images alone: the weights stay good, and are saved."""
     run = one_saved_step(config, dataset(8))
