@@ -27,10 +27,10 @@ from training.start import starting_weights
 from training.trainer import Trainer, check_settings
 from utils import log, pick_device
 
-FREE_KEYS = {"n_epoch", "n_step", "sample_every", "save_every", "n_sample", "save_model",
-             "load_epoch", "save_dir", "linear"}  # fmt: skip
-
-
+FREE_KEYS = {  # may differ where a run goes on
+    "n_epoch", "n_step", "sample_every", "save_every", "n_sample", "save_model", "load_epoch",
+    "save_dir", "linear",
+}  # fmt: skip
 SHORTHANDS = {"epochs": "n_epoch", "batch_size": "batch_size", "lr": "lrate",
               "timesteps": "diffusion.n_T", "sample_every": "sample_every",
               "save_every": "save_every"}  # fmt: skip
@@ -163,7 +163,7 @@ def position(run: Run, start: Start, restart: bool, allow_changed_data: bool = F
         path = checkpoint.find(config.save_dir, config.load_epoch)
         refuse_other_data(path, start.model.get("data"), trainer.data, allowed=True)
         with checkpoint.taking_over(path, checkpoint.BEGIN_AGAIN):
-            run.start_from(start.model)
+            run.begin_after_epoch(start.model)
         if trainer.step >= trainer.total_steps:
             raise UserError(
                 f"{path}: nothing is left to train after it, as the run ends at step "
@@ -171,7 +171,7 @@ def position(run: Run, start: Start, restart: bool, allow_changed_data: bool = F
             )
         log.info("starting from the weights of %s, with a new optimizer", path)
     elif start.weights is not None:
-        trainer.begin_with(start.weights)
+        trainer.begin_with_weights(start.weights)
         log.info("beginning with the weights of %s", config.start_from)
     distributed.barrier()  # every rank has read what is there
     anew = restart or start.model is not None or holds_another_run(run)

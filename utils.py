@@ -101,6 +101,17 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where to compute in float64: a CUDA device itself, else the CPU, as MPS has none."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def grad_scaler(device: torch.device, use_amp: bool) -> torch.amp.GradScaler:
+    """Scales a loss where mixed precision is float16; elsewhere it does nothing."""
+    needed = use_amp and amp_dtype(device) == torch.float16
+    return torch.amp.GradScaler(device.type, enabled=needed)
+
+
 def amp_dtype(device: torch.device) -> torch.dtype | None:
     """The dtype of --use_amp: bfloat16 where the device truly has it, else float16 on GPUs.
 

@@ -107,7 +107,7 @@ def run_settings(args: argparse.Namespace, settings: Iterable[str], folder: Path
     """
     settings = [*settings, *ONCE, f"save_dir={folder}"]
     config = load_config(base_of(args), settings)
-    images = config.batch_size * config.accumulate
+    images = config.images_per_step
     n_step = args.n_step * BATCH // images
     if not n_step:
         raise UserError(f"--n_step {args.n_step}: fewer than the {images} images of one step")

@@ -19,7 +19,7 @@ import torch
 
 from arguments import int_from, names_of
 from benchmarks.gpu_stages import STAGES
-from benchmarks.record import ROOT, images_for, record_of, write_record
+from benchmarks.record import ROOT, add_output_dir, images_for, record_of, write_record
 from cli import (
     config_path,
     job,
@@ -60,9 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--full", action="store_true",
         help="then train.py --use_amp --compile to its end, the grid of probes, and samples",
     )  # fmt: skip
-    parser.add_argument(
-        "--output_dir", default="results/benchmarks", help="where gpu_<device>.json goes"
-    )
+    add_output_dir(parser, "gpu")
     args = parser.parse_args(argv)
     one_process("benchmarks.gpu")
     return args

@@ -37,7 +37,7 @@ def memory(device: torch.device, tiny: bool) -> Found:
 
 def peak(config: Config, device: torch.device, use_amp: bool) -> dict[str, float | str | None]:
     """MB of a few steps, None where `peak_bytes` is, or the error that they end with."""
-    train = synthetic(config, config.batch_size * config.accumulate)
+    train = synthetic(config, config.images_per_step)
 
     def steps() -> None:
         trainer = Trainer(config, train, device, use_amp)

@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 from arguments import Exclusion, at_least, sums_of
 from benchmarks.probe_ways import Race
-from benchmarks.record import record_of, write_record
+from benchmarks.record import add_output_dir, record_of, write_record
 from checkpoint import TrainedModel
 from cli import job, job_parser, load_dataset, load_model, load_untrained, one_process
 from datasets import stratified
@@ -46,9 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=sums_of(str), metavar="NAME,NAME", help="default: all")
     parser.add_argument("--batch_size", type=int, default=512, help="where features are extracted")
     parser.add_argument("--rounds", type=int, default=1, help="turns of each way")
-    parser.add_argument(
-        "--output_dir", default="results/benchmarks", help="where probe_grid_<device>.json goes"
-    )
+    add_output_dir(parser, "probe_grid")
     args = parser.parse_args(argv)
     at_least(args, n_train=1, n_test=1, epochs=1, batch_size=1, rounds=1)
     if any(len(parts) > 1 for parts in (args.timesteps or []) + (args.blocks or [])):

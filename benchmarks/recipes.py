@@ -135,13 +135,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", default="fast", help="the row that gains are over")
     args = parser.parse_args(argv)
     at_least(args, channels=32, n_step=1, n_train=1)
-    unknown = {*names_of(args), args.base} - set(RECIPES)
+    unknown = {*asked_rows(args), args.base} - set(RECIPES)
     if unknown:
         raise UserError(f"no recipe '{min(unknown)}': there are {'; '.join(RECIPES)}")
     return args
 
 
-def names_of(args: argparse.Namespace) -> list[str]:
+def asked_rows(args: argparse.Namespace) -> list[str]:
     """The recipes that --rows names; all without it."""
     return [name.strip() for name in args.rows.split(";")] if args.rows else list(RECIPES)
 
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     path = stem.with_suffix(".json")
     record = earlier(path, {"recipes": dict}, budget)
     records = in_order(record["recipes"] if record else {})
-    missing, failed = [name for name in names_of(args) if name not in records], []
+    missing, failed = [name for name in asked_rows(args) if name not in records], []
     for name, row in at_a_time(args.parallel, missing, lambda name: measured(name, args), failed):
         records = in_order({**records, name: row})
         write_json(path, {"budget": budget, "recipes": records})

@@ -1,5 +1,6 @@
 """What every benchmark writes beside its figures, and the clock that waits for the device."""
 
+import argparse
 import gc
 import platform
 import re
@@ -19,6 +20,13 @@ from datasets import Dataset, read_dataset
 from support.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent  # the repository
+
+
+def add_output_dir(parser: argparse.ArgumentParser, stem: str) -> None:
+    """Where `write_record` writes."""
+    parser.add_argument(
+        "--output_dir", default="results/benchmarks", help=f"where {stem}_<device>.json goes"
+    )
 
 
 def record_of(module: str, argv: list[str] | None, device: torch.device) -> dict:

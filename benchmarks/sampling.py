@@ -20,7 +20,7 @@ from torch import Tensor
 
 from arguments import JobParser, at_least, int_list
 from benchmarks.memory import megabytes, peak_bytes
-from benchmarks.record import median_ratio, record_of, seconds_of, write_record
+from benchmarks.record import add_output_dir, median_ratio, record_of, seconds_of, write_record
 from benchmarks.training_loops import DIFFUSERS
 from checkpoint import load_denoiser
 from cli import job, one_process
@@ -81,9 +81,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--memory_batches", type=int_list, default=[1, 4, 16, 64], metavar="N,N",
         help="batch sizes of the table of memory (default: 1,4,16,64)",
     )  # fmt: skip
-    parser.add_argument(
-        "--output_dir", default="results/benchmarks", help="where sampling_<device>.json goes"
-    )
+    add_output_dir(parser, "sampling")
     args = parser.parse_args(argv)
     at_least(args, batch_size=1, ddim_steps=1, dpmpp_2m_steps=2, rounds=1, memory_batches=1)
     one_process("benchmarks.sampling")

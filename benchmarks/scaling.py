@@ -15,7 +15,7 @@ import torch
 
 from arguments import at_least, int_list, names_of
 from benchmarks.memory import megabytes
-from benchmarks.record import record_of, write_record
+from benchmarks.record import add_output_dir, record_of, write_record
 from benchmarks.scaling_parts import data_row, network_row, start_row
 from cli import config_path, job, job_parser, one_process, pick_config
 from config import Config, parse_config
@@ -57,9 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--files", type=int, default=10_000, help="of the dataset whose start is timed"
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of what is timed")
-    parser.add_argument(
-        "--output_dir", default="results/benchmarks", help="where scaling_<device>.json goes"
-    )
+    add_output_dir(parser, "scaling")
     args = parser.parse_args(argv)
     at_least(args, widths=1, sides=1, batch_size=1, max_images=1, files=20, rounds=1)
     one_process("benchmarks.scaling")

@@ -42,7 +42,7 @@ def network_row(config: Config, device: torch.device, use_amp: bool, rounds: int
     `train_bytes` are the weights five times (raw, average, gradient, both moments of Adam) and
     what the forward pass keeps for backward.
     """
-    train, made = synthetic(config, config.batch_size * config.accumulate), []
+    train, made = synthetic(config, config.images_per_step), []
 
     def first_step() -> None:
         made.append(Trainer(config, train, device, use_amp))

@@ -18,7 +18,7 @@ import torch
 
 import checkpoint
 from arguments import JobParser, at_least, names_of
-from benchmarks.record import ROOT, median_ratio, record_of, write_record
+from benchmarks.record import ROOT, add_output_dir, median_ratio, record_of, write_record
 from cli import job, one_process
 from config import parse_config
 from evaluation.tables import aligned
@@ -58,9 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help=f"which (default: all): {','.join(FIRST_WORK)}",
     )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="turns of each command")
-    parser.add_argument(
-        "--output_dir", default="results/benchmarks", help="where startup_<device>.json goes"
-    )
+    add_output_dir(parser, "startup")
     args = parser.parse_args(argv)
     at_least(args, rounds=1)
     one_process("benchmarks.startup")

@@ -14,6 +14,7 @@ from arguments import at_least, names_of
 from benchmarks.device_rate import device_rates
 from benchmarks.memory import megabytes, peak_bytes
 from benchmarks.record import (
+    add_output_dir,
     free,
     images_for,
     median_ratio,
@@ -60,9 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps", type=int, help="of a turn (default: 10 on a CPU, 50 on a CUDA device)"
     )
-    parser.add_argument(
-        "--output_dir", default="results/benchmarks", help="where training_<device>.json goes"
-    )
+    add_output_dir(parser, "training")
     args = parser.parse_args(argv)
     at_least(args, rounds=1, steps=1)
     one_process("benchmarks.training")

@@ -250,6 +250,11 @@ class Config(Section):
 
     linear: Linear = Linear()
 
+    @property
+    def images_per_step(self) -> int:
+        """Of an optimizer step, over all processes."""
+        return self.batch_size * self.accumulate
+
     @field_validator("save_dir")
     @classmethod
     def _a_folder_can_be_called_so(cls, save_dir: str) -> str:

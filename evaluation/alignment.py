@@ -19,7 +19,7 @@ from evaluation.plots import curve_panels
 from evaluation.probe.features import Extractor, FeatureSource
 from evaluation.tables import aligned
 from support.files import read_json
-from utils import derive_seed
+from utils import derive_seed, float64_device
 
 POTENTIAL_T = 2.0  # t of the Gaussian potential, the paper's choice
 LABELS = {
@@ -39,15 +39,15 @@ def on_sphere(features: np.ndarray, device: torch.device) -> Tensor:
 
 
 def alignment(x: Tensor, y: Tensor) -> float:
-    """E |x - y|^2 of two views x, y: (N, C) on the sphere, in 0..4 (eq. 5 with alpha = 2).
+    """E |x - y|^2 of two views x, y: (N, C) on the sphere, in 0..4: with the exponent alpha = 2.
 
     0: the noise changes nothing; 2: the views have nothing in common.
     """
     return (x - y).square().sum(dim=1).mean().item()
 
 
-def uniformity(x: Tensor, t: float = POTENTIAL_T) -> float:
-    """log E exp(-t |x_i - x_j|^2) over all pairs i < j of x: (N, C) on the sphere, N >= 2 (eq. 6).
+def uniformity(x: Tensor) -> float:
+    """log E exp(-t |x_i - x_j|^2) over all pairs i < j of x: (N, C) on the sphere, N >= 2.
 
     In -4 t..0; 0: all features are one point; about -2 t: they spread over many dimensions.
     """
@@ -55,7 +55,7 @@ def uniformity(x: Tensor, t: float = POTENTIAL_T) -> float:
     total = 0.0
     for start in range(0, n, ROWS):
         cosine = x[start : start + ROWS] @ x[start:].T
-        potential = cosine.sub_(1).mul_(2 * t).exp_()  # |x_i - x_j|^2 = 2 - 2 cosine
+        potential = cosine.sub_(1).mul_(2 * POTENTIAL_T).exp_()  # |x_i - x_j|^2 = 2 - 2 cosine
         total += potential.triu_(diagonal=1).sum().item()
     return float(np.log(total / (n * (n - 1) / 2)))
 
@@ -78,7 +78,7 @@ def measure(
         Extractor(source, device, derive_seed(seed, "view", view), batch_size)(dataset, [t], blocks)
         for view in (0, 1)
     ]
-    on = device if device.type == "cuda" else torch.device("cpu")  # MPS lacks float64
+    on = float64_device(device)
     values: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
     for block in blocks:
         x, y = (on_sphere(view[t, block], on) for view in views)

@@ -21,13 +21,13 @@ class TimeEmbedding(nn.Module):
     def __init__(self, n_channels: int, augment_dim: int = 0, classes: int = 0):
         super().__init__()
         self.width = 4 * n_channels
-        self.lin1 = nn.Linear(self.width // 4, self.width)
+        self.lin1 = nn.Linear(n_channels, self.width)
         self.lin2 = nn.Linear(self.width, self.width)
         if augment_dim:
-            self.aug_emb = nn.Linear(augment_dim, self.width // 4, bias=False)
+            self.aug_emb = nn.Linear(augment_dim, n_channels, bias=False)
         if classes:
             self.label_emb = nn.Embedding(classes, self.width)
-        half = self.width // 8
+        half = n_channels // 2
         freqs = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
         self.register_buffer("freqs", freqs, persistent=False)
 

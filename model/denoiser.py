@@ -20,7 +20,7 @@ ALMOST_0 = 2.0**-24  # the step of float32 uniforms: keeps a continuous sigma in
 
 
 class Denoiser(nn.Module, ABC):
-    """Base of the processes. `net` is F: (c_in * x, c_noise, blocks=None) -> Tensor or features.
+    """Base of the processes. `net` is F(c_in * x, c_noise, y=None, blocks=None): see UNet.forward.
 
     The abstract methods take a tensor and return one of the same shape.
     """

@@ -28,8 +28,8 @@ def held(path: Path, what: str) -> Iterator[None]:
 
     The system holds it for the process and frees it when that ends: a kill leaves at most the
     file, which says nothing. In a process that has it already, nothing happens. Raises UserError
-    while another process has it; `what` is what that writes. Where the system has no such locks,
-    a note says so.
+    while another process has it; `what` names, in the message, what that writes. Where the system
+    has no such locks, a note says so.
     """
     path = Path(os.path.abspath(path))
     if path in _held:

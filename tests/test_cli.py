@@ -14,6 +14,7 @@ import sample
 import train
 import visualize_diffusion
 from arguments import Exclusion
+from benchmarks import gpu
 from cli import job_parser
 from config import parse_config
 from evaluation.classifiers.finetuning import RECIPE
@@ -64,6 +65,7 @@ def test_help_shows_defaults():
     (sample.parse_args, ["--steps", "many"], "invalid int value: 'many'"),
     (sample.parse_args, ["--no_such_option"], "unrecognized arguments: --no_such_option"),
     (train.parse_args, ["--epoch", "49"], "unrecognized arguments: --epoch"),
+    (gpu.parse_args, ["--stages", "data,sped"], "no 'sped': there are tests,precision"),
     (fid.parse_args, ["--n", "1"], "FID needs at least 2 images"),
     (visualize_diffusion.parse_args, ["--device", "cpu"], "unrecognized arguments: --device"),
 ])  # fmt: skip

@@ -47,9 +47,8 @@ def draw_transforms(n: int, prob: float, draw: torch.Generator, flip: bool = Tru
     """Transforms of n images, on the device of `draw`, which always moves on by as many numbers.
 
     A horizontal flip has probability 1/2, or 0 without `flip`, a vertical one prob / 2, each other
-    part `prob`. An axis
-    is a line, so half a turn covers all, and the labels tell a stretch along one axis from a
-    squeeze along the opposite.
+    part `prob`. An axis is a line, so half a turn covers all, and the labels tell a stretch along
+    one axis from a squeeze along the opposite.
     """
     options = {"generator": draw, "device": draw.device}
     on = torch.rand(5, n, **options) < prob

@@ -183,7 +183,7 @@ class Distillation:
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.queue = torch.zeros(0, channels, device=device)
         self.sums = torch.zeros(2, device=device)  # of losses, and of the steps that had them
-        self.images_per_step = config.batch_size * config.accumulate
+        self.images_per_step = config.images_per_step
         how = Batching(
             config.seed, shuffle=True, flip=config.flip, crop=True, drop_last=True, view=VIEW
         )

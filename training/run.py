@@ -62,12 +62,12 @@ class Run:
         self.kept.saved_step = self.trainer.step
         self.goes_on_from = (state["epoch"], state["step"])
 
-    def start_from(self, state: dict) -> None:
+    def begin_after_epoch(self, state: dict) -> None:
         """Begins with the weights that a model_<epoch>.pth holds and the first step of the next
         epoch, whatever a step takes now and took before; the best epoch is one of the new run."""
         step = (state["epoch"] + 1) * self.trainer.batches.steps_per_epoch
         metrics = {**state["metrics"], "best_loss": None, "best_epoch": None}
-        self.trainer.start_from({**state, "step": step, "metrics": metrics})
+        self.trainer.take_over({**state, "step": step, "metrics": metrics})
         self.goes_on_from = (state["epoch"], state["step"])
 
     def run(self) -> None:

@@ -21,7 +21,7 @@ from training.augmentation import augment
 from training.distill import Distillation, batches_of, checked_timesteps
 from training.loss_sums import Window
 from training.recorded import Recorded
-from utils import amp_dtype, autocast, compiled, generator, log, seed_everything
+from utils import autocast, compiled, generator, grad_scaler, log, seed_everything
 
 METRICS = {  # of a run, and their types
     "loss_average": int | float | None, "skipped": int, "best_loss": int | float | None,
@@ -121,10 +121,9 @@ class Trainer:
             include_online_model=False,
         )  # its counters stay on the host, so that an update reads nothing back from the device
         self.ema_denoiser = build_denoiser(config, self.ema.ema_model).to(device).eval()
-        needs_scaler = use_amp and amp_dtype(device) == torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=needs_scaler)
+        self.scaler = grad_scaler(device, use_amp)
         self.window = Window(device)
-        self.images_per_step = config.batch_size * config.accumulate
+        self.images_per_step = config.images_per_step
         mine = distributed.share_of_batch(config.batch_size)
         self.images_per_forward = mine.stop - mine.start
         self.part = slice(mine.start * config.accumulate, mine.stop * config.accumulate)
@@ -149,7 +148,7 @@ class Trainer:
         self.loss = distributed.replicated(loss)
         self.optimizer = build_optimizer(config, self.parameters)
         self.recorded = None
-        alone = distributed.world_size() == 1 and not needs_scaler
+        alone = distributed.world_size() == 1 and not self.scaler.is_enabled()
         if compiles and device.type == "cuda" and alone:
             self.recorded = Recorded(self._update, self.optimizer, device)
         self.data = data_record(train)
@@ -292,7 +291,7 @@ class Trainer:
     def resume(self, state: dict) -> None:
         """Goes on from a `full_state`, bit for bit. The config keeps the `load_epoch` that the run
         began with, where it names none."""
-        self.start_from(state)
+        self.take_over(state)
         if self.config.load_epoch < 0:
             began = {"load_epoch": state["config"]["load_epoch"]}
             self.config = self.config.model_copy(update=began)
@@ -312,12 +311,12 @@ class Trainer:
                 "note: so far this run was %s --use_amp", "without" if self.use_amp else "with"
             )
 
-    def begin_with(self, weights: dict[str, Tensor]) -> None:
+    def begin_with_weights(self, weights: dict[str, Tensor]) -> None:
         """Replaces the random weights by these; those that it lacks stay as they are."""
         for net in (self.denoiser.net, self.ema.ema_model):
             net.load_state_dict({**net.state_dict(), **weights})
 
-    def start_from(self, state: dict) -> None:
+    def take_over(self, state: dict) -> None:
         """Goes on from the weights and the position of a `state`, with a new optimizer (Adam's
         moments are only in a `full_state`)."""
         self.denoiser.net.load_state_dict(state["net"])

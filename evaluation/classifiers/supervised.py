@@ -1,4 +1,5 @@
-"""Training a classifier on labels: batches, steps, what must survive a kill, what compares."""
+"""Training a classifier on labels: batches, steps, the state of a stopped run, and
+the record of another to show beside it."""
 
 import math
 import time
@@ -17,7 +18,7 @@ from support import distributed
 from support.errors import UserError
 from support.files import read_json
 from support.resumable import Resumable, all_finite
-from utils import amp_dtype, autocast, log, progress, redirect_to_bar, seed_everything
+from utils import autocast, grad_scaler, log, progress, redirect_to_bar, seed_everything
 
 Draw = Callable[[torch.Size, int], tuple[Tensor, ...]]
 
@@ -113,8 +114,7 @@ class SupervisedTraining:
         self.batches, self.recipe, self.use_amp = batches, recipe, use_amp
         self.measure, self.device = measure, batches.device
         self.last = recipe.epochs * batches.steps_per_epoch
-        needs_scaler = use_amp and amp_dtype(self.device) == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=needs_scaler)
+        self.scaler = grad_scaler(self.device, use_amp)
         self.step, self.history, self.seconds, self.made_by = 0, [], 0.0, {}
         self.counted = time.monotonic()  # until when `seconds` are counted
         self.sums = torch.zeros(3, device=self.device)  # loss, correct, images of this epoch

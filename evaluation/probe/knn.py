@@ -25,7 +25,7 @@ def knn_accuracies(
     """{k: the part of the rows of x: (N, D) whose class y: (N,) their neighbours vote for}.
 
     The k rows of bank: (M, D) with the highest cosine to a row vote for their class with the
-    weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978, eq. 9). A k of more rows than the
+    weight exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978). A k of more rows than the
     bank has is left out, see `check_neighbours`.
     """
     ks = [k for k in ks if k <= len(bank)]

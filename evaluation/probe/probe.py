@@ -34,7 +34,7 @@ from evaluation.tables import wilson_interval
 from support import distributed
 from support.errors import UserError
 from support.files import load_json, short_hash, write_json
-from utils import log, permutation, progress
+from utils import float64_device, log, permutation, progress
 
 # (x, y, x_new, y_new, n_classes) -> {k: accuracy on x_new of what x teaches}, k None but for k-NN
 Score = Callable[[Tensor, Tensor, Tensor, Tensor, int], dict[int | None, float]]
@@ -184,8 +184,7 @@ def probe_cached(
     """Each image's features once, without augmentation; what `score` then reads from them."""
     asked = timesteps_and_blocks(cells)
     train_features, test_features = (extractor(dataset, *asked) for dataset in (train, test))
-    # the fit is partly in float64, which MPS lacks
-    on = extractor.device if extractor.device.type == "cuda" else torch.device("cpu")
+    on = float64_device(extractor.device)  # the fit is partly in float64
     held = _tensor(holdout(train.labels), on)
     y, y_test = _tensor(train.labels, on), _tensor(test.labels, on)
     n_classes = len(train.class_names)

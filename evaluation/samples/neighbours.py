@@ -43,9 +43,8 @@ def save_neighbours(
     and in the features of the best block; the same as JSON, with the distances.
 
     The block is the best of this model's grid in the run's folder, else the config's, else, where
-    the network has none of that name, the middle one. Where
-    training flips images, a mirrored sample counts as the sample. Raises UserError if a grid is
-    damaged.
+    the network has none of that name, the middle one. Where training flips images, a mirrored
+    sample counts as the sample. Raises UserError if a grid is damaged.
     """
     config = model.config
     device = model.denoiser.device

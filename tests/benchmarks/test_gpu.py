@@ -12,18 +12,12 @@ from training_helpers import CPU
 import checkpoint
 from benchmarks import gpu, gpu_jobs, gpu_memory, gpu_stages, memory
 from cli import pick_config
-from support.errors import UserError
 from utils import amp_dtype, peak_memory_bytes
 
 
 def found_in(folder) -> dict:
     (path,) = folder.glob("gpu_rehearsal_*.json")
     return json.loads(path.read_text())
-
-
-def test_an_unknown_stage_is_answered_by_those_there_are():
-    with pytest.raises(UserError, match="no 'sped': there are tests,precision"):
-        gpu.parse_args(["--stages", "sped"])
 
 
 def test_the_full_run_takes_what_was_given(monkeypatch, tiny_yaml):

@@ -64,8 +64,3 @@ def test_a_job_begins_from_files_decoded_before(tmp_path):
     assert len(list((tmp_path / "folder" / ".cache").glob("*.npy"))) == 2
     assert row["seconds_beyond"] == row["start_s"][0] - row["import_torch_s"][0]
     assert "100 files begins after" in scaling.start_table("start", [row])
-
-
-def test_an_unknown_part_is_answered_by_those_there_are():
-    with pytest.raises(UserError, match="no 'depth': there are width,side,data,start"):
-        scaling.parse_args(["--parts", "depth"])

@@ -22,11 +22,6 @@ def test_a_job_that_fails_is_named(tmp_path):
         startup.seconds_of_command(["-c", "1/0"])
 
 
-def test_an_unknown_job_is_answered_by_those_there_are():
-    with pytest.raises(UserError, match="no 'trian': there are train,linear"):
-        startup.parse_args(["--jobs", "trian"])
-
-
 def test_a_job_is_measured_in_turn_with_import_torch(tmp_path, monkeypatch, capsys):
     ran = []
 

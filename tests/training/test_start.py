@@ -53,8 +53,8 @@ def test_what_only_training_knows_may_differ_and_self_conditioning_begins_at_0(b
     assert given.keys() == weights.keys()
 
     plain, guided = trainer(config), trainer(ours)
-    plain.begin_with(weights)
-    guided.begin_with(given)
+    plain.begin_with_weights(weights)
+    guided.begin_with_weights(given)
     x, c_noise = torch.randn(2, *config.network.image_shape), torch.tensor([0.1, 0.7])
     for a, b in ((plain.denoiser, guided.denoiser), (plain.ema_denoiser, guided.ema_denoiser)):
         assert torch.equal(a.eval().net(x, c_noise), b.eval().net(x, c_noise))
