@@ -154,12 +154,6 @@ class CellResult:
         """The test accuracy and its interval, in %."""
         return with_interval(self.test_accuracy, self.test_interval)
 
-    def headlines(self) -> dict[str, dict | None]:
-        """What files say of the best cell of one part, and of the best combined one, which are
-        compared among themselves alone; None where there is none."""
-        best = {"headline": self.best(), "headline_combined": self.best(combined=True)}
-        return {name: result and result.record() for name, result in best.items()}
-
     def record(self) -> dict:
         """What files of results say of it."""
         return self.cell.record() | {
