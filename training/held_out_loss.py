@@ -22,7 +22,7 @@ def held_out_loss(
     """
     device = denoiser.device
     chunks = Batches(data.images, data.labels, CHUNK, device)
-    total = torch.zeros((), dtype=torch.float64)
+    sums = [torch.zeros((), device=device)]  # read at the end: a read waits for the device
     for i in distributed.share(chunks.steps_per_epoch):
         x0, y = chunks[i]
         draw = generator("cpu", "held-out loss", i)
@@ -32,5 +32,6 @@ def held_out_loss(
         for batch in zip(*(part.split(batch_size) for part in given), strict=True):
             with autocast(device, use_amp):
                 loss = denoiser.loss(*batch)
-            total += loss.sum().cpu()
+            sums.append(loss.sum())
+    total = torch.stack(sums).cpu().double().sum()
     return float(distributed.sum_over_ranks(total)) / chunks.n_images
